@@ -1,26 +1,24 @@
 """Distributed optimisation for JAX: how many workers, each with its own data, agree on one model."""
 
-# Who talks to whom.
-from jaxdist import audit as audit
-from jaxdist import data as data
-from jaxdist import models as models
-from jaxdist import topology as topology
-from jaxdist import worker as worker
+from typing import TYPE_CHECKING, Any
 
-# Methods.
-from jaxdist.algorithms.all_reduce import all_reduce as all_reduce
-from jaxdist.algorithms.base import Algorithm as Algorithm
-from jaxdist.algorithms.base import State as State
-from jaxdist.algorithms.diloco import diloco as diloco
-from jaxdist.algorithms.gossip import gossip as gossip
-from jaxdist.algorithms.local_sgd import local_sgd as local_sgd
-
-# Running them.
-from jaxdist.as_optax import as_optax as as_optax
-from jaxdist.execute import Evaluation as Evaluation
-from jaxdist.execute import Trainer as Trainer
-from jaxdist.execute import execute as execute
-from jaxdist.mixing import mix as mix
-from jaxdist.reduction import mean as mean
+if TYPE_CHECKING:
+    from jaxdist.public import *
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # JAX takes seconds to import; `jaxdist --help` and a mistyped command need none of it.
+    if not name.startswith("_") and name != "public":
+        import jaxdist.public as public
+
+        if hasattr(public, name):
+            return getattr(public, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    import jaxdist.public as public
+
+    return sorted(name for name in vars(public) if not name.startswith("_"))

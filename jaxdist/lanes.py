@@ -45,8 +45,9 @@ def over_workers(
       mesh: the devices; its worker axis divides the workers.
       reproducible: whether sums over workers have a fixed order.
       bucket_bytes: leaves below this size travel together.
-      scan: `one_worker` takes a `State` and a batch; the result takes many batches, leaves
-        `[steps, workers, ...]`, and goes through them in one loop.
+      scan: `one_worker` takes a `State` and a batch and returns a `State` and what it reports; the
+        result takes many batches, leaves `[steps, workers, ...]`, goes through them in one loop, and
+        reports with a leading `steps`.
 
     Returns:
       A function of the stacked arguments, to be jitted.
@@ -72,14 +73,15 @@ def over_workers(
     def many_blocks(index: jax.Array, state: State, batches: PyTree) -> Any:
         return lax.scan(lambda state, batch: block(index, state, batch), state, batches)
 
-    once = tuple(_specs(axis) for axis in in_axes)
-    many = _specs(ROOMS), PartitionSpec(None, worker.AXIS)
+    inputs, outputs = tuple(_specs(axis) for axis in in_axes), _specs(out_axes)
+    if scan:
+        inputs, outputs = (inputs[0], _later(inputs[1])), (outputs[0], _later(outputs[1]))
     mapped = jax.shard_map(
         many_blocks if scan else block,
         mesh=mesh,
         axis_names={worker.AXIS},
-        in_specs=(PartitionSpec(worker.AXIS), *(many if scan else once)),
-        out_specs=_specs(out_axes),
+        in_specs=(PartitionSpec(worker.AXIS), *inputs),
+        out_specs=outputs,
     )
     return lambda *args: mapped(jnp.arange(workers, dtype=jnp.int32), *args)
 
@@ -89,6 +91,15 @@ def _specs(axes: Any) -> Any:
         return PartitionSpec() if axis is None else PartitionSpec(worker.AXIS)
 
     return jax.tree.map(spec, axes, is_leaf=lambda axis: axis is None)
+
+
+def _later(specs: Any) -> Any:
+    """The same with an axis of steps in front."""
+    return jax.tree.map(
+        lambda spec: PartitionSpec(None, *spec),
+        specs,
+        is_leaf=lambda spec: isinstance(spec, PartitionSpec),
+    )
 
 
 def _squeeze(tree: PyTree, axis: Any) -> PyTree:

@@ -89,7 +89,7 @@ def _enter(name: str) -> Scope | None:
     if not bound():
         raise ValueError(
             f"jaxdist.worker.{name} was called outside a worker axis; call it from an algorithm's update "
-            f"or readout run by jaxdist.execute, or inside jax.pmap(..., axis_name={AXIS!r})"
+            f"or readout run by jd.execute, or inside jax.pmap(..., axis_name={AXIS!r})"
         )
     return _SCOPE.get()
 

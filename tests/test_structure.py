@@ -33,20 +33,25 @@ FLOORS = {
     "mixing": 4,
     "reduction": 4,
     "algorithms": 5,
-    "as_optax": 6,
+    "optax_adapter": 6,
     "audit": 6,
     "lanes": 6,
     "catalogue": 6,
     "verify": 6,
-    "execute": 7,
+    "executor": 7,
     "plan": 7,
     "resize": 7,
+    "run_folder": 7,
     "checkpoint": 8,
+    "cluster": 8,
     "metrics": 8,
+    "stopping": 8,
+    "tasks": 8,
     "experiment": 9,
     "launch": 9,
+    "report": 9,
+    "public": 10,
     "train": 10,
-    "report": 10,
     "cli": 11,
 }
 FOLDERS = ("jaxdist", "tests", "examples", "benchmarks", "configs")
@@ -154,7 +159,7 @@ def collectives(path: str, source: str) -> list[str]:
         elif name in VARYING and module != ["worker"]:
             cure = "only worker.py knows what varies: use worker.vary, or add what is missing there"
         elif name == "shard_map" and module != ["lanes"]:
-            cure = "only execute and layout map over devices: use jaxdist.execute"
+            cure = "only lanes map over devices: use jd.execute"
         else:
             continue
         wrong.append(f"{path}:{line}: names {name}: {cure}")
@@ -361,7 +366,7 @@ def ring(n):
 '''
 EXAMPLE = "\n    Example:\n      >>> ring(3)\n"
 BAD = [
-    (floors, "jaxdist/worker.py", "from jaxdist import execute"),
+    (floors, "jaxdist/worker.py", "from jaxdist import executor"),
     (floors, "jaxdist/worker.py", "def f():\n    import jaxdist.algorithms.gossip"),
     (floors, "jaxdist/worker.py", "from jaxdist.worker_pool import x"),
     (floors, "jaxdist/algorithms/gossip.py", "from ..execute import execute"),
@@ -371,8 +376,8 @@ BAD = [
     (floors, "jaxdist/brand_new.py", ""),
     (length, "jaxdist/worker.py", "\n" * 500),
     (collectives, "jaxdist/algorithms/gossip.py", "jax.lax.psum(x, 'worker')"),
-    (collectives, "jaxdist/execute.py", "from jax.lax import pmean as mean"),
-    (collectives, "jaxdist/execute.py", "getattr(lax, 'ppermute')(x)"),
+    (collectives, "jaxdist/executor.py", "from jax.lax import pmean as mean"),
+    (collectives, "jaxdist/executor.py", "getattr(lax, 'ppermute')(x)"),
     (collectives, "jaxdist/mixing.py", "lax.pcast(x, 'worker', to='varying')"),
     (collectives, "jaxdist/mixing.py", "jax.typeof(x).manual_axis_type.varying"),
     (collectives, "jaxdist/worker.py", "jax.shard_map(f)"),
@@ -395,11 +400,11 @@ BAD = [
     (nothing_unsafe, "jaxdist/cli.py", "importlib.import_module('jaxdist.' + name)"),
     (plain_names_and_classes, "jaxdist/utils.py", ""),
     (plain_names_and_classes, "jaxdist/_src/mixing.py", ""),
-    (plain_names_and_classes, "jaxdist/execute.py", "class Trainer(Base): pass"),
-    (plain_names_and_classes, "jaxdist/execute.py", "class Net(nn.Module): pass"),
+    (plain_names_and_classes, "jaxdist/executor.py", "class Trainer(Base): pass"),
+    (plain_names_and_classes, "jaxdist/executor.py", "class Net(nn.Module): pass"),
     (plain_names_and_classes, "jaxdist/models/mlp.py", "class B(tfds.GeneratorBasedBuilder): pass"),
-    (no_ignores, "jaxdist/execute.py", "x = 1  # type" + ": ignore[assignment]"),
-    (no_ignores, "jaxdist/execute.py", "import os  # " + "noqa: F401"),
+    (no_ignores, "jaxdist/executor.py", "x = 1  # type" + ": ignore[assignment]"),
+    (no_ignores, "jaxdist/executor.py", "import os  # " + "noqa: F401"),
     (nothing_private, "docs/a.md", "see ../" + "shared/NOTES.md"),
     (nothing_private, "README.md", "pip install --index" + "-url x"),
     (nothing_private, ".ci/run", "/tmp/" + "venv/bin/python"),
@@ -428,7 +433,7 @@ GOOD = [
         "jaxdist/worker.py",
         "class E(ValueError): pass\nclass T(NamedTuple): pass",
     ),
-    (no_ignores, "jaxdist/execute.py", "x = 1  # ignore the first step"),
+    (no_ignores, "jaxdist/executor.py", "x = 1  # ignore the first step"),
     (nothing_private, ".ci/run", "#!/usr/bin/env bash\nsrc/wo" + "rk/a https://a.b/ro" + "ot"),
 ]
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -81,6 +82,7 @@ def execute(
     accumulate: int = 1,
     compute_dtype: Any = None,
     reproducible: bool = False,
+    finite: bool = False,
     bucket_bytes: int | None = None,
     sharding: Any = None,
 ) -> Trainer:
@@ -102,6 +104,8 @@ def execute(
         (`jnp.bfloat16`); the state stays as it is.
       reproducible: fix the order of every sum over workers, so that it does not depend on how they
         are laid on devices and processes. Costs a gather in place of each reduction.
+      finite: report in `metrics["finite"]`, bool `[workers, 1 + leaves]`, whether each worker's loss
+        and each leaf of its gradient, in `jax.tree.leaves` order, is finite. Sends nothing.
       bucket_bytes: leaves below this size travel together; None: a default by backend.
       sharding: over which further mesh axes parameters are split: a function
         `(path, shape) -> PartitionSpec`, or a pytree of `PartitionSpec` like the parameters. None: the
@@ -149,7 +153,7 @@ def execute(
         state = algorithm.init(params)
         return State(state.step, state.shared, worker.vary(state.local))
 
-    def advance(state: State, batch: PyTree) -> tuple[State, dict[str, Any]]:
+    def advance(state: State, batch: PyTree) -> tuple[State, tuple[dict[str, Any], Any]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         loss_key = jax.random.fold_in(key, worker.index())
         # Gradients at a value that all workers share would silently be summed over them.
@@ -171,7 +175,8 @@ def execute(
             # Idle workers report zeros: the mean over all, scaled up, is that over the others.
             share = worker.mean(active.astype(value.dtype))
             metrics = jax.tree.map(lambda m: m / share.astype(m.dtype), reduction.mean(reported))
-        return State(new.step, new.shared, worker.vary(new.local)), metrics
+        flags = worker.vary(_finite(value, grads)) if finite else ()
+        return State(new.step, new.shared, worker.vary(new.local)), (metrics, flags)
 
     def settled(state: State) -> State:
         """Pins every leaf to its place, where automatic axes would leave it to the compiler."""
@@ -186,13 +191,13 @@ def execute(
 
     def settling(advance: Callable[[State, PyTree], Any]) -> Callable[[State, PyTree], Any]:
         def settled_step(state: State, batch: PyTree) -> Any:
-            state, metrics = advance(state, batch)
-            return settled(state), metrics
+            state, (metrics, flags) = advance(state, batch)
+            return settled(state), {**metrics, "finite": flags} if finite else metrics
 
         return settled_step
 
-    one_step = over_workers(advance, (axes, 0), (axes, None))
-    many_steps = over_workers(advance, (axes, 0), (axes, None), scan=True)
+    one_step = over_workers(advance, (axes, 0), (axes, (None, 0)))
+    many_steps = over_workers(advance, (axes, 0), (axes, (None, 0)), scan=True)
     compiled = jax.jit(settling(one_step), donate_argnums=0)
     compiled_steps = jax.jit(settling(many_steps), donate_argnums=0)
     start = jax.jit(lambda params: settled(over_workers(initial, (None,), axes)(params)))
@@ -280,6 +285,10 @@ def _put(x: Any, mesh: Mesh, *, leading: int, spread: bool) -> jax.Array:
         return jax.device_put(x, where)
     # Several processes: each reads its own workers' rows only; the others' need not be there.
     return jax.make_array_from_callback(np.shape(x), where, lambda rows: np.asarray(x)[rows])
+
+
+def _finite(value: jax.Array, grads: PyTree) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in (value, *jax.tree.leaves(grads))])
 
 
 def _without_axes(shapes: PyTree, drop: int) -> PyTree:

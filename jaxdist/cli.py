@@ -1,0 +1,229 @@
+"""The command line: jaxdist train, eval, check, topology, doctor."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+PACKAGE = Path(__file__).parent
+
+# JAX and all that needs it are imported where they are used, so that a mistyped command costs nothing.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+      The exit code: 0 done, 1 stopped by a value that is not finite, 2 refused, with one line that says
+      why on the error stream; 130 interrupted.
+    """
+    try:
+        parser = _parser()
+        options, rest = parser.parse_known_args(arguments)
+        if rest and options.command not in ("train", "check"):
+            parser.error(f"unrecognized arguments: {shlex.join(rest)}")
+        options.run(options, rest)
+    except FloatingPointError as error:
+        return _say(error, 1)
+    except (ValueError, TypeError) as error:
+        if not _ours(error):
+            raise
+        return _say(error, 2)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _ours(error: Exception) -> bool:
+    """Whether jaxdist itself refused something; a mistake inside a config keeps its traceback."""
+    frame = error.__traceback__
+    while frame and frame.tb_next:
+        frame = frame.tb_next
+    return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
+
+
+def _say(error: Exception, code: int) -> int:
+    print(f"jaxdist: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(f"{message}; jaxdist --help shows what there is")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jaxdist",
+        description="Distributed optimisation for JAX: many workers, each with its own data, agree.",
+        allow_abbrev=False,
+    )
+    parser.error = _refuse
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, summary: str, *, help: bool = True):
+        made = commands.add_parser(
+            name, help=summary, description=summary, allow_abbrev=False, add_help=help
+        )
+        made.error = _refuse
+        made.set_defaults(run=run)
+        return made
+
+    one = command("train", _train, "train a config, or go on with its run", help=False)
+    one.add_argument("config", help="a Python file, for example configs/digits_gossip.py")
+    one.add_argument("--workdir", type=Path, help="the run's folder (default runs/CONFIG)")
+    one.add_argument("--resume", choices=("auto", "must", "never"), default="auto")
+    one = command("eval", _eval, "evaluate the newest checkpoint of a run")
+    one.add_argument("workdir", type=Path, help="the run's folder")
+    one = command("check", _check, "build a config and check it, without training", help=False)
+    one.add_argument("config", help="a Python file")
+    one.add_argument("--workdir", type=Path, help="a run's folder to check it against")
+    one = command("topology", _topology, "show who listens to whom, and how fast they agree")
+    one.add_argument("name", help="for example ring")
+    one.add_argument("--size", type=int, default=8, help="how many workers (default 8)")
+    one.add_argument("--output", type=Path, help="where to draw it (default NAME_SIZE.png)")
+    command("doctor", _doctor, "show versions, devices, memory and free disk space")
+    return parser
+
+
+def _row(name: str, value: object) -> None:
+    print(f"{name:24}{value}")
+
+
+def _train(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxdist import cluster
+
+    # JAX must join the other processes before a config makes its first array.
+    cluster.join()
+    from jaxdist import experiment
+    from jaxdist.train import train
+
+    config = experiment.read(options.config, rest)
+    folder = options.workdir or Path("runs", config.path.stem)
+    outcome = train(config, folder, resume=options.resume)
+    if not outcome.finished:
+        again = ["jaxdist", "train", options.config, *rest, "--workdir", str(folder)]
+        print(f"saved step {outcome.step}; to go on: {shlex.join(again)}")
+    else:
+        _rows(outcome.last)
+        _row("run folder", folder)
+
+
+def _rows(line: dict[str, float]) -> None:
+    words = {
+        "accuracy": ("test accuracy", ".4f"),
+        "worst_accuracy": ("  of the worst worker", ".4f"),
+        "consensus_distance": ("consensus distance", ".3e"),
+        "bytes_sent": ("bytes sent per worker", ",.0f"),
+    }
+    for name, (word, form) in words.items():
+        if name in line:
+            _row(word, format(line[name], form))
+
+
+def _eval(options: argparse.Namespace, rest: list[str]) -> None:
+    import jax
+
+    from jaxdist import checkpoint, experiment, metrics, run_folder
+    from jaxdist.executor import execute
+
+    record = run_folder.read_record(options.workdir)
+    # The config is run from where it was, never from the copy in the folder.
+    config = experiment.read(record["config"], keywords=record["keywords"])
+    if config.source != record["source"]:
+        raise ValueError(f"{record['config']} has changed since {options.workdir} was made from it")
+    made = config.experiment
+    trainer = execute(made.algorithm, made.task.loss_fn, workers=made.workers, seed=made.seed)
+    state = trainer.init(made.task.init(jax.random.key(made.seed)))
+    found = checkpoint.restore(options.workdir / "checkpoints", state)
+    if found is None:
+        raise ValueError(f"{options.workdir} holds no checkpoint yet; write jaxdist train")
+    for line in found.said:
+        print(line)
+    _row("step", f"{found.step} of {made.steps}")
+    _rows(metrics.evaluate(trainer, found.state, made.task.accuracy, made.task.test))
+
+
+def _check(options: argparse.Namespace, rest: list[str]) -> None:
+    import jax
+
+    from jaxdist import experiment, run_folder
+    from jaxdist.data import check_batch
+    from jaxdist.executor import execute
+
+    config = experiment.read(options.config, rest)
+    made = config.experiment
+    batch = made.task.stream.batch(0)
+    check_batch(batch, classes=made.task.classes)
+    trainer = execute(made.algorithm, made.task.loss_fn, workers=made.workers)
+    params = made.task.init(jax.random.key(made.seed))
+    trainer.compiled.lower(trainer.init(params), trainer.place(batch))
+    if options.workdir:
+        run_folder.check(options.workdir, keywords=config.keywords, source=config.source)
+    for name, value in config.keywords.items():
+        _row(name, value)
+    _row("parameters", f"{sum(x.size for x in jax.tree.leaves(params)):,}")
+    if made.algorithm.sends:
+        _row("bytes sent at step 0", f"{made.algorithm.sends(params, 0):,} per worker")
+    _row("devices", f"{trainer.mesh.size} x {trainer.mesh.devices.flat[0].device_kind}")
+    for name, leaf in batch.items():
+        _row(f"batch {name}", f"{leaf.dtype}{list(leaf.shape)}")
+    print(f"{options.config} is fine")
+
+
+def _topology(options: argparse.Namespace, rest: list[str]) -> None:
+    import difflib
+
+    import numpy as np
+
+    from jaxdist import report, topology
+
+    name = options.name
+    if name not in topology.CATALOGUE:
+        near = difflib.get_close_matches(name, topology.CATALOGUE, 3) or sorted(topology.CATALOGUE)
+        raise ValueError(f"there is no topology {name!r}; did you mean {', '.join(near)}?")
+    made = topology.CATALOGUE[name](options.size)
+    print(made)
+    for step in range(min(made.period, 4) if made.size <= 16 else 0):
+        print(f"matrix of round {step} (row: who receives)")
+        print(np.array2string(made.matrix(step), precision=3, suppress_small=True))
+    _row("degree", made.degree)
+    _row("directed", "yes" if made.directed else "no")
+    _row("stochastic", made.stochastic)
+    _row("spectral gap", f"{made.spectral_gap:.4g}")
+    _row("rounds to consensus", _rounds(made))
+    file = options.output or Path(f"{name}_{options.size}.png")
+    report.draw_topology(made, file, title=f"{name}, {made.size} workers")
+    _row("drawn", file)
+
+
+def _rounds(topology) -> str:
+    """Rounds of mixing until no worker is further than a thousandth from where all end."""
+    import numpy as np
+
+    values, weights = np.eye(topology.size), np.ones(topology.size)
+    for rounds in range(10_000):
+        ratio = values / weights[:, None]
+        if np.abs(ratio - values.sum(0) / topology.size).max() < 1e-3 or topology.size == 1:
+            return f"{rounds} (from anywhere to within 1e-3)"
+        values, weights = topology.matrix(rounds) @ values, topology.matrix(rounds) @ weights
+    return "more than 10,000"
+
+
+def _doctor(options: argparse.Namespace, rest: list[str]) -> None:
+    import os
+    import platform
+    import shutil
+
+    import jax
+
+    from jaxdist import run_folder
+
+    _row("python", f"{platform.python_version()} on {platform.platform()}")
+    for name, version in run_folder.versions().items():
+        _row(name, version)
+    _row("devices", f"{jax.device_count()} x {jax.devices()[0].device_kind}")
+    _row("backend", jax.default_backend())
+    _row("cpu cores", os.cpu_count())
+    _row("free disk here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB")

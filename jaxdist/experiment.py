@@ -1,0 +1,131 @@
+"""An experiment as one frozen value, and reading it from a config file and a command line."""
+
+import contextlib
+import functools
+import io
+import re
+import runpy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+from jaxdist.algorithms.base import Algorithm, check_period
+from jaxdist.tasks.base import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that one run needs, as the real objects.
+
+    Args:
+      algorithm: how the workers agree.
+      task: what they learn, from what: data, model, loss and accuracy.
+      steps: how many steps to train.
+      workers: how many workers.
+      seed: of the parameters and of every key in a step.
+      evaluate_every: steps between two evaluations; there is one at the end besides.
+      save_every: steps between two checkpoints; there is one at the end besides.
+
+    Raises:
+      ValueError: numbers that are no counts, a stream for another number of workers.
+
+    Example:
+      >>> import jaxdist as jd, optax
+      >>> experiment = jd.Experiment(
+      ...     algorithm=jd.all_reduce(optax.sgd(0.1)), task=jd.tasks.digits(4), steps=100, workers=4
+      ... )
+    """
+
+    algorithm: Algorithm
+    task: Task
+    steps: int
+    workers: int
+    seed: int = 0
+    evaluate_every: int = 100
+    save_every: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "workers", "evaluate_every", "save_every"):
+            check_period(name, getattr(self, name))
+        if self.task.stream.workers != self.workers:
+            raise ValueError(
+                f"the stream feeds {self.task.stream.workers} workers and workers={self.workers}: "
+                f"expected the same; write split.iid(labels, {self.workers}, seed=0)"
+            )
+
+
+class Config(NamedTuple):
+    """A config file that was read, called and can be written down.
+
+    Attributes:
+      experiment: what its function returned.
+      keywords: every keyword of the function with its value, defaults included.
+      source: the text of the file.
+      path: where it is.
+    """
+
+    experiment: Experiment
+    keywords: dict[str, Any]
+    source: str
+    path: Path
+
+
+def read(
+    path: str, arguments: Sequence[str] = (), *, keywords: Mapping[str, Any] | None = None
+) -> Config:
+    """Reads a config file, which is a program, and calls its `experiment`.
+
+    Args:
+      path: a Python file that defines `experiment(*, ...) -> Experiment` with typed keywords.
+      arguments: what a command line says of these keywords: `["--workers", "16"]`.
+      keywords: the values themselves, in place of a command line.
+
+    Raises:
+      ValueError: no such file, no such function, a keyword it does not have, a value of another
+        type, or whatever the config's own objects refuse.
+    """
+    file = Path(path)
+    if not file.is_file():
+        near = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
+        raise ValueError(f"{path}: no such config; there are: {', '.join(near) or 'none there'}")
+    build = runpy.run_path(str(file)).get("experiment")
+    if not callable(build):
+        raise ValueError(
+            f"{path} defines no experiment(); write def experiment(*, workers: int = 8)"
+        )
+    called: dict[str, Any] = {}
+
+    @functools.wraps(build)
+    def recorded(**given: Any) -> Any:
+        called.update(given)
+        return given
+
+    if keywords is None:
+        _command_line(recorded, path, arguments)
+    else:
+        recorded(**keywords)
+    experiment = build(**called)
+    if not isinstance(experiment, Experiment):
+        raise ValueError(
+            f"{path}: experiment() returned {type(experiment).__name__}, no Experiment"
+        )
+    return Config(experiment, called, file.read_text("utf-8"), file)
+
+
+def _command_line(build: Callable[..., Any], path: str, arguments: Sequence[str]) -> None:
+    """Calls `build` with what tyro makes of the arguments; its box of an error becomes one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            tyro.cli(build, prog=f"jaxdist train {path}", args=list(arguments))
+    except SystemExit as end:
+        if not end.code:
+            raise
+        plain = " ".join(re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", said.getvalue()).split())
+        plain = re.sub(
+            r"^(Unrecognized options|Value error|Parsing error) | For full helptext.*", "", plain
+        )
+        raise ValueError(f"{path}: {plain}; --help shows all options") from None

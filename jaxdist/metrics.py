@@ -1,0 +1,147 @@
+"""What a run records while it trains: a line for every step, events for TensorBoard, a progress bar."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxdist import run_folder
+from jaxdist.executor import Trainer
+
+PyTree = Any
+
+
+class Recorder(NamedTuple):
+    """Where the lines of a run go.
+
+    Attributes:
+      write: `write(step, line)`: one more line.
+      sync: returns when all lines are on disk.
+    """
+
+    write: Callable[[int, dict[str, float]], None]
+    sync: Callable[[], None]
+
+
+@contextlib.contextmanager
+def recording(folder: Path, *, begin: int, steps: int) -> Iterator[Recorder]:
+    """Appends to `metrics.jsonl`, shows progress on the error stream, writes TensorBoard events.
+
+    The events need the package tensorboardX; without it there are none. Of several processes the
+    first one records.
+
+    Args:
+      folder: the run's folder.
+      begin: the step that the run goes on from.
+      steps: how many it has.
+    """
+    if jax.process_index() != 0:
+        yield Recorder(lambda step, line: None, lambda: None)
+        return
+    began = time.monotonic() - next(
+        (m["seconds"] for m in reversed(run_folder.read_metrics(folder)) if "seconds" in m), 0.0
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with (
+        (folder / run_folder.METRICS).open("a", encoding="utf-8") as lines,
+        Progress(
+            *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+        ) as bar,
+        _events(folder) as event,
+    ):
+        task = bar.add_task("compiling", total=steps, completed=begin)
+
+        def write(step: int, line: dict[str, float]) -> None:
+            seconds = round(time.monotonic() - began, 3)
+            lines.write(json.dumps({"step": step, **line, "seconds": seconds}) + "\n")
+            bar.update(task, completed=step, description=f"loss {line['loss']:.4f}")
+            for name, value in line.items():
+                event(name, value, step)
+
+        def sync() -> None:
+            lines.flush()
+            os.fsync(lines.fileno())
+
+        yield Recorder(write, sync)
+
+
+@contextlib.contextmanager
+def _events(folder: Path) -> Iterator[Callable[[str, float, int], Any]]:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        yield lambda name, value, step: None
+        return
+    with SummaryWriter(str(folder / "events")) as writer:
+        yield writer.add_scalar
+
+
+def evaluate(
+    trainer: Trainer, state: PyTree, accuracy: Callable[..., jax.Array], test: PyTree
+) -> dict[str, float]:
+    """Accuracy of the readout and of the worst worker, and how far apart the workers are.
+
+    `consensus_distance` is the root mean square over workers of |x_i - readout|, x_i being all
+    parameters of worker i.
+    """
+    measured = trainer.evaluate(state, accuracy, test)
+    squares = jax.tree.map(
+        lambda x, mean: jnp.sum(jnp.square(x - mean[None])) / trainer.workers,
+        trainer.gradient_at(state),
+        trainer.readout(state),
+    )
+    return {
+        "accuracy": float(measured.readout),
+        "worst_accuracy": float(jnp.min(measured.workers)),
+        "consensus_distance": float(jnp.sqrt(sum(jax.tree.leaves(squares)))),
+    }
+
+
+def fetch(metrics: PyTree, trainer: Trainer) -> PyTree:
+    """The metrics of a step as NumPy arrays, all of them on every process."""
+    if jax.process_count() > 1:
+        everywhere = NamedSharding(trainer.mesh, PartitionSpec())
+        metrics = jax.tree.map(jax.jit(lambda x: x, out_shardings=everywhere), metrics)
+    return jax.device_get(metrics)
+
+
+@jax.jit
+def finite_points(points: PyTree) -> jax.Array:
+    """Whether each worker's parameters are finite: leaves `[workers, ...]` -> `[workers, leaves]`."""
+    leaves = jax.tree.leaves(points)
+    return jnp.stack([jnp.isfinite(x).reshape(len(x), -1).all(1) for x in leaves], axis=1)
+
+
+def check_finite(step: int, finite: np.ndarray, params: PyTree, *, of: str = "gradient") -> None:
+    """Stops at the first value that is NaN or infinite.
+
+    Args:
+      step: of what.
+      finite: `metrics["finite"]`, bool `[workers, 1 + leaves]`, or without the column of the loss.
+      params: parameters, for the names of the leaves.
+      of: what the leaves are.
+
+    Raises:
+      FloatingPointError: names the step, the worker and the leaf.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    names = [f"{of}{jax.tree_util.keystr(path)}" for path, _ in leaves]
+    names = ["loss", *names][-finite.shape[1] :]
+    bad = np.argwhere(~finite)
+    if len(bad):
+        worker, leaf = bad[0]
+        raise FloatingPointError(
+            f"step {step}: worker {worker} has a value that is not finite in its {names[leaf]} "
+            f"({len(bad)} such values in all workers and leaves); the checkpoints before it are "
+            "kept; look at the data of this step, or write a smaller learning rate"
+        )

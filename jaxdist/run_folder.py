@@ -1,0 +1,165 @@
+"""The folder of one run: who writes to it, what it was made with, and one line for every step.
+
+experiment.json   the keywords, the config's text, versions, devices
+config.py.txt     the config's text, to be read; it is never run from here
+metrics.jsonl     one JSON object a line: step, loss, bytes_sent, seconds; evaluations add more
+checkpoints/      the newest two, and their checksums
+events/           for TensorBoard, where tensorboardX is installed
+run.png           loss and accuracy, drawn at the end
+lock              who writes to it now
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import socket
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+LOCK = "lock"
+RECORD = "experiment.json"
+METRICS = "metrics.jsonl"
+SOURCE = "config.py.txt"
+PACKAGES = ("jaxdist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process; the kernel lets go of it however the process ends.
+
+    Of several processes of one job the first one holds it for all.
+
+    Raises:
+      ValueError: another process holds it, or it is no folder that can be written to.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ValueError(f"--workdir {folder}: {error.strerror}; choose another") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(handle, 200).decode(errors="replace").strip()
+            raise ValueError(
+                f"--workdir {folder} is being written to by {owner}: wait for it, or choose another"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def check(folder: Path, *, keywords: dict[str, Any], source: str) -> bool:
+    """Whether the folder holds this very run; False: it is empty.
+
+    Raises:
+      ValueError: it holds another experiment (the difference is named) or other files.
+    """
+    if not (folder / RECORD).exists():
+        if others := _others(folder):
+            raise ValueError(
+                f"--workdir {folder} holds {others[0]} and no {RECORD}: choose an empty folder"
+            )
+        return False
+    before = read_record(folder)
+    if before["source"] != source:
+        raise ValueError(
+            f"--workdir {folder} holds a run of {before['config']}, whose text was another: "
+            f"choose another folder, or look at {SOURCE} there"
+        )
+    now, then = json.loads(json.dumps(keywords)), before["keywords"]
+    changed = [name for name in sorted({*now, *then}) if now.get(name) != then.get(name)]
+    if changed:
+        difference = ", ".join(
+            f"{name}={then.get(name)!r} there and {now.get(name)!r} here" for name in changed
+        )
+        raise ValueError(
+            f"--workdir {folder} holds another experiment ({difference}): choose another folder"
+        )
+    return True
+
+
+def _others(folder: Path) -> list[str]:
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted(name for name in names if name not in (LOCK, SOURCE))
+
+
+def claim(folder: Path, *, config: str, keywords: dict[str, Any], source: str) -> None:
+    """Writes down what the run is made of, unless the folder holds it already.
+
+    Raises:
+      ValueError: what `check` refuses. Nothing was written.
+    """
+    if check(folder, keywords=keywords, source=source) or jax.process_index() != 0:
+        return
+    record = {
+        "config": config,
+        "keywords": keywords,
+        "source": source,
+        "versions": {"python": platform.python_version(), **versions()},
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+    }
+    replace(folder / SOURCE, source)
+    replace(folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `claim` wrote.
+
+    Raises:
+      ValueError: the folder holds no run.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+    except (OSError, ValueError):
+        raise ValueError(f"{folder} holds no run: expected a folder with {RECORD}") from None
+    if not isinstance(record, dict) or not {"config", "keywords", "source"} <= record.keys():
+        raise ValueError(f"{folder / RECORD} was not written by jaxdist")
+    return record
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, without what a kill tore off."""
+    file = folder / METRICS
+    lines = file.read_text("utf-8").split("\n")[:-1] if file.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def forget_after(folder: Path, step: int) -> dict[str, Any]:
+    """Drops the metrics of steps that are to be done again; returns the last line that stays."""
+    kept = [line for line in read_metrics(folder) if line["step"] <= step]
+    if jax.process_index() == 0:
+        replace(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+    return kept[-1] if kept else {}
+
+
+def replace(file: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old text or the new one, and nothing between."""
+    unfinished = file.with_name(file.name + ".tmp")
+    with unfinished.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    unfinished.replace(file)
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what a result may depend on."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -1,0 +1,5 @@
+"""What is learned: data, model, loss and accuracy together, ready for any algorithm."""
+
+from jaxdist.tasks.base import Stream as Stream
+from jaxdist.tasks.base import Task as Task
+from jaxdist.tasks.digits import digits as digits

@@ -1,0 +1,100 @@
+"""Runs of the shell for the tests: a small config, in this process or in one that can be killed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+
+# A task of its own, so that a test can spoil a batch; adam and momentum, so that there is memory.
+SMALL = '''"""Four workers fit a plane."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxdist as jd
+
+
+def experiment(
+    *, workers: int = 4, topology: int = 4, steps: int = 40, spoiled: int = 0, seed: int = 0,
+    rate: float = 0.05, slow: float = 0.0,
+) -> jd.Experiment:
+    """Fits a plane."""
+    draw = np.random.default_rng(seed)
+    x = draw.normal(size=(64, 3)).astype(np.float32)
+    examples = {"x": x, "y": (x @ np.array([1.0, -2.0, 0.5])).astype(np.float32)}
+    inner = jd.data.Stream(
+        examples, jd.data.split.iid(64, workers, seed=seed), batch_size=4, seed=seed
+    )
+
+    class Spoiled:
+        workers = inner.workers
+
+        def batch(self, step):
+            import time
+
+            time.sleep(slow)
+            batch = inner.batch(step)
+            if step == spoiled - 1:
+                batch["x"][2, 0, 0] = np.inf
+            return batch
+
+    def loss_fn(params, batch, key):
+        return jnp.mean((batch["x"] @ params["w"] + params["b"] - batch["y"]) ** 2), {}
+
+    def accuracy(params, test):
+        return jnp.mean(jnp.abs(test["x"] @ params["w"] + params["b"] - test["y"]) < 0.1)
+
+    return jd.Experiment(
+        algorithm=jd.gossip(optax.sgd(rate, momentum=0.9), jd.topology.ring(topology)),
+        task=jd.tasks.Task(
+            loss_fn=loss_fn,
+            init=lambda key: {"w": jnp.zeros(3), "b": jnp.zeros(())},
+            stream=Spoiled(),
+            accuracy=accuracy,
+            test=examples,
+        ),
+        steps=steps,
+        workers=workers,
+        seed=seed,
+        evaluate_every=10,
+        save_every=7,
+    )
+'''
+
+
+def small(folder: Path) -> str:
+    """Writes the small config; returns its path."""
+    file = folder / "small.py"
+    file.write_text(SMALL)
+    return str(file)
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """`jaxdist ARGUMENTS` as a process of its own, on one device, with nothing inherited from pytest."""
+    code = "import sys; from jaxdist.cli import main; sys.exit(main())"
+    keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env={**keep, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def lines(folder: Path) -> list[dict]:
+    """The whole lines of a run's metrics."""
+    file = folder / "metrics.jsonl"
+    text = file.read_text() if file.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def recorded(folder: Path) -> list[tuple]:
+    """What a run recorded, without how long it took."""
+    return [tuple((k, v) for k, v in line.items() if k != "seconds") for line in lines(folder)]

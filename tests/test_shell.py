@@ -1,0 +1,210 @@
+"""The command line in this process: what it refuses, what it says, what it leaves in a folder."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from jaxdist import checkpoint, cli, experiment, run_folder
+
+
+@pytest.fixture
+def shell(capsys):
+    def run(*arguments):
+        code = cli.main([str(a) for a in arguments])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of the small config: its config and its folder."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = runs.small(folder)
+    assert cli.main(["train", config, "--workdir", str(folder / "run")]) == 0
+    return config, folder / "run"
+
+
+def test_help_imports_no_jax():
+    code = (
+        "import sys; from jaxdist.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print('jax' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "train a config" in done.stdout
+    assert done.stdout.endswith("False False\n")
+
+
+def test_what_a_run_leaves(finished):
+    config, folder = finished
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "checkpoints", "config.py.txt", "events", "experiment.json", "lock", "metrics.jsonl", "run.png",
+    ]  # fmt: skip
+    record = json.loads((folder / "experiment.json").read_text())
+    assert record["config"] == config
+    assert record["keywords"] == {
+        "workers": 4, "topology": 4, "steps": 40, "spoiled": 0, "seed": 0, "rate": 0.05, "slow": 0.0,
+    }  # fmt: skip
+    assert record["source"] == runs.SMALL == (folder / "config.py.txt").read_text()
+    assert record["versions"]["jax"] == jax.__version__
+    assert record["devices"] == [d.device_kind for d in jax.devices()]
+    lines = runs.lines(folder)
+    assert [line["step"] for line in lines] == list(range(1, 41))
+    assert lines[-1]["loss"] < lines[0]["loss"] / 10
+    assert [line["step"] for line in lines if "accuracy" in line] == [10, 20, 30, 40]
+    # Each worker sends four float32 numbers to two neighbors a step.
+    assert [line["bytes_sent"] for line in lines] == [32 * step for step in range(1, 41)]
+    assert checkpoint.steps(folder / "checkpoints") == [35, 40]
+    assert (folder / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert list((folder / "events").iterdir())
+
+
+def test_a_finished_run_says_so_and_is_evaluated(finished, shell):
+    config, folder = finished
+    before = (folder / "metrics.jsonl").read_bytes()
+    code, out, _ = shell("train", config, "--workdir", folder)
+    assert code == 0
+    assert "already complete: step 40 of 40" in out
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    code, again, _ = shell("eval", folder)
+    assert code == 0
+    rows = [line for line in out.splitlines() if "accuracy" in line or "consensus" in line]
+    assert rows
+    assert all(row in again for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--worker", 4], "Unrecognized options: --worker"),
+        (["--workers", "four"], "--workers: invalid literal"),
+        (["--workers", 0], "workers=0: expected one or more"),
+        (["--steps", 0], "steps=0 is not a number of steps"),
+        (["--topology", 5], "connects 5 workers and the run has 4"),
+        (["--spoiled", 1], "inf in the rows of worker 2"),
+        (["--resume", "must"], "holds no checkpoint"),
+        (["--resume", "perhaps"], "invalid choice"),
+    ],
+)
+def test_a_mistake_is_one_line_and_starts_nothing(tmp_path, shell, change, said):
+    code, out, err = shell("train", runs.small(tmp_path), *change, "--workdir", tmp_path / "run")
+    assert code == 2, err
+    assert said in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err + out
+    left = {p.name for p in (tmp_path / "run").iterdir()} if (tmp_path / "run").exists() else set()
+    assert left <= {"lock"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "required: config"),
+        (["train", "configs/nothing.py"], "no such config; there are: configs/"),
+        (["train", "tests/runs.py"], "defines no experiment"),
+        (["eval", "configs"], "holds no run"),
+        (["doctor", "--now"], "unrecognized arguments: --now"),
+        (["topology", "rin"], "did you mean ring"),
+        (["topology", "ring", "--size", 0], "at least 1"),
+    ],
+)
+def test_other_mistakes(monkeypatch, shell, arguments, said):
+    monkeypatch.chdir(runs.ROOT)
+    code, _, err = shell(*arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert said in err
+
+
+def test_a_mistake_inside_a_config_keeps_its_traceback(tmp_path):
+    config = tmp_path / "broken.py"
+    config.write_text("def experiment():\n    raise ValueError('mine')\n")
+    with pytest.raises(ValueError, match="mine"):
+        cli.main(["train", str(config), "--workdir", str(tmp_path / "run")])
+
+
+def test_a_folder_with_another_experiment_stays_as_it_is(finished, shell):
+    config, folder = finished
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    code, _, err = shell("train", config, "--rate", 0.01, "--workdir", folder)
+    assert code == 2
+    assert "rate=0.05 there and 0.01 here" in err
+    code, _, err = shell("train", config, "--resume", "never", "--workdir", folder)
+    assert code == 2
+    assert "holds step 40" in err
+    code, _, err = shell("train", config, "--workdir", folder.parent)
+    assert code == 2
+    assert "no experiment.json" in err
+    (folder.parent / "lock").unlink()
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_folder_that_is_in_use_names_its_user(tmp_path, shell):
+    with run_folder.locked(tmp_path / "run"):
+        code, _, err = shell("train", runs.small(tmp_path), "--workdir", tmp_path / "run")
+    assert code == 2
+    assert "is being written to by process" in err
+
+
+@pytest.mark.parametrize("spoiled", [12, 40])
+def test_a_value_that_is_not_finite_stops_the_run_and_spoils_nothing(tmp_path, shell, spoiled):
+    arguments = ["train", runs.small(tmp_path), "--spoiled", spoiled, "--workdir", tmp_path / "run"]
+    code, _, err = shell(*arguments)
+    assert code == 1
+    assert f"step {spoiled}: worker 2 has a value that is not finite in its loss" in err
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == (spoiled - 1) // 7 * 7
+    assert runs.lines(tmp_path / "run")[-1]["step"] == spoiled - 1
+
+
+def test_a_learning_rate_that_explodes_is_named_before_its_state_is_saved(tmp_path, shell):
+    code, _, err = shell(
+        "train", runs.small(tmp_path), "--rate", 1e30, "--workdir", tmp_path / "run"
+    )
+    assert code == 1
+    assert "is not finite" in err
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == []
+
+
+def test_check_shows_what_would_run_and_writes_nothing(tmp_path, shell):
+    code, out, _ = shell("check", runs.small(tmp_path), "--rate", 0.5)
+    assert code == 0
+    assert "0.5" in out
+    assert "float32[4, 4, 3]" in out
+    assert out.endswith("is fine\n")
+    assert [p.name for p in tmp_path.iterdir() if p.suffix] == ["small.py"]
+
+
+def test_doctor_names_versions_and_devices(shell):
+    code, out, _ = shell("doctor")
+    assert code == 0
+    assert jax.__version__ in out
+    assert f"{jax.device_count()} x" in out
+
+
+@pytest.mark.parametrize("name", ["one_peer_exponential", "star", "random_matching"])
+def test_topology_shows_a_matrix_and_draws_it(tmp_path, shell, name):
+    file = tmp_path / "picture.png"
+    code, out, _ = shell("topology", name, "--size", 8, "--output", file)
+    assert code == 0
+    for word in ("matrix of round 0", "degree", "spectral gap", "rounds to consensus"):
+        assert word in out
+    if name == "one_peer_exponential":
+        assert "3 (from anywhere" in out
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("file", sorted(runs.CONFIGS.glob("*.py")), ids=lambda file: file.stem)
+def test_every_config_takes_two_steps(tmp_path, shell, standard_promotion, file):
+    made = experiment.read(str(file), ["--steps", "2"]).experiment
+    assert made.steps == 2
+    code, out, err = shell("train", file, "--steps", 2, "--workdir", tmp_path / "run")
+    assert code == 0, err
+    assert "test accuracy" in out
+    assert np.isfinite(runs.lines(tmp_path / "run")[-1]["loss"])
