@@ -1,24 +1,9 @@
 """Distributed optimisation for JAX: how many workers, each with its own data, agree on one model."""
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from jaxdist.public import *
+import lazy_loader
 
 __version__ = "0.1.0"
 
-
-def __getattr__(name: str) -> Any:
-    # JAX takes seconds to import; `jaxdist --help` and a mistyped command need none of it.
-    if not name.startswith("_") and name != "public":
-        import jaxdist.public as public
-
-        if hasattr(public, name):
-            return getattr(public, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    import jaxdist.public as public
-
-    return sorted(name for name in vars(public) if not name.startswith("_"))
+# Public names are listed in `__init__.pyi` and imported when first used: JAX takes seconds to import, and
+# `jaxdist --help` or a mistyped command need none of it.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -46,7 +46,8 @@ class Trainer(NamedTuple):
       init: `init(params)` -> `State`. Copies: the caller's arrays stay the caller's.
       step: `step(state, batch)` -> `(state, metrics)`. Leaves of `batch` are `[workers, ...]`, on the
         host or on devices. The old state is donated. `metrics["loss"]`, shape (), and everything in
-        the loss's aux are means over the workers (over those that delivered, if not all did).
+        the loss's aux are means over the workers (over those that delivered, if not all did);
+        what the algorithm reports stands beside them.
       steps: `steps(state, batches)` -> `(state, metrics)`: k steps in one call by a scan; leaves
         `[k, workers, ...]`, metrics `[k, ...]`.
       gradient_at: `gradient_at(state)` -> where each worker's next gradient is taken, leaves
@@ -175,6 +176,8 @@ def execute(
             # Idle workers report zeros: the mean over all, scaled up, is that over the others.
             share = worker.mean(active.astype(value.dtype))
             metrics = jax.tree.map(lambda m: m / share.astype(m.dtype), reduction.mean(reported))
+        if algorithm.report is not None:
+            metrics |= algorithm.report(new)
         flags = worker.vary(_finite(value, grads)) if finite else ()
         return State(new.step, new.shared, worker.vary(new.local)), (metrics, flags)
 

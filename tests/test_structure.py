@@ -50,7 +50,6 @@ FLOORS = {
     "experiment": 9,
     "launch": 9,
     "report": 9,
-    "public": 10,
     "train": 10,
     "cli": 11,
 }

@@ -43,6 +43,8 @@ class Algorithm(NamedTuple):
       sends: `sends(params, step)` -> the bytes that one worker hands to the network at that step
         (the operands of its collectives), from the shapes of the parameters alone; None: not
         declared.
+      report: `State` -> a dict of arrays to be recorded after a step beside the loss (staleness,
+        simulated seconds), the same for every worker: from the shared room, without communication.
     """
 
     init: Callable[[Params], State]
@@ -51,6 +53,7 @@ class Algorithm(NamedTuple):
     readout: Callable[[State], Params]
     active: Callable[[State], jax.Array] | None = None
     sends: Callable[[Params, int], int] | None = None
+    report: Callable[[State], dict[str, Any]] | None = None
 
 
 def size_bytes(params: Params) -> int:

@@ -1,0 +1,28 @@
+"""The public names, `import jaxdist as jd`, grouped by floor; what type checkers read is what runs."""
+
+__version__: str
+
+# Who talks to whom.
+from . import audit as audit
+from . import data as data
+from . import models as models
+from . import tasks as tasks
+from . import topology as topology
+from . import worker as worker
+
+# Methods.
+from .algorithms.all_reduce import all_reduce as all_reduce
+from .algorithms.base import Algorithm as Algorithm
+from .algorithms.base import State as State
+from .algorithms.diloco import diloco as diloco
+from .algorithms.gossip import gossip as gossip
+from .algorithms.local_sgd import local_sgd as local_sgd
+
+# Running them.
+from .executor import Evaluation as Evaluation
+from .executor import Trainer as Trainer
+from .executor import execute as execute
+from .experiment import Experiment as Experiment
+from .mixing import mix as mix
+from .optax_adapter import as_optax as as_optax
+from .reduction import mean as mean

@@ -1,0 +1,28 @@
+"""Cases of the methods with many steps between two messages."""
+
+import optax
+import twins
+
+import jaxdist as jd
+from cases.base import Case
+
+CASES: dict[str, dict[str, Case]] = {
+    "local_sgd": {
+        "period 3": Case(
+            make=lambda W: jd.local_sgd(optax.sgd(0.1, momentum=0.5), period=3),
+            twin=lambda W: dict(inner=twins.momentum(0.1, 0.5), period=3),
+            branch=lambda t: f"case {int((t + 1) % 3 == 0)}",
+        ),
+    },
+    "diloco": {
+        "nesterov": Case(
+            make=lambda W: jd.diloco(
+                optax.sgd(0.1, momentum=0.5), optax.sgd(0.7, momentum=0.9, nesterov=True), period=4
+            ),
+            twin=lambda W: dict(
+                inner=twins.momentum(0.1, 0.5), outer=twins.momentum(0.7, 0.9, True), period=4
+            ),
+            branch=lambda t: f"case {int((t + 1) % 4 == 0)}",
+        ),
+    },
+}

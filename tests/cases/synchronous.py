@@ -1,0 +1,16 @@
+"""Cases of the methods in which all workers take the same step."""
+
+import optax
+import twins
+
+import jaxdist as jd
+from cases.base import Case
+
+CASES: dict[str, dict[str, Case]] = {
+    "all_reduce": {
+        "momentum": Case(
+            make=lambda W: jd.all_reduce(optax.sgd(0.1, momentum=0.9, nesterov=True)),
+            twin=lambda W: dict(inner=twins.momentum(0.1, 0.9, True)),
+        ),
+    },
+}
