@@ -6,6 +6,7 @@ __version__: str
 from . import audit as audit
 from . import data as data
 from . import models as models
+from . import targets as targets
 from . import tasks as tasks
 from . import topology as topology
 from . import worker as worker

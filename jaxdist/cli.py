@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parser = _parser()
         options, rest = parser.parse_known_args(arguments)
-        if rest and options.command not in ("train", "check"):
+        if rest and options.command not in ("train", "check", "inspect"):
             parser.error(f"unrecognized arguments: {shlex.join(rest)}")
         options.run(options, rest)
     except FloatingPointError as error:
@@ -79,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     one = command("check", _check, "build a config and check it, without training", help=False)
     one.add_argument("config", help="a Python file")
     one.add_argument("--workdir", type=Path, help="a run's folder to check it against")
+    one = command(
+        "inspect", _inspect, "show what one compiled step sends, computes and needs", help=False
+    )
+    one.add_argument("config", help="a Python file")
+    one.add_argument("--target", default="cpu:8", help="compile for cpu:8, v5e:4x4, h100:8, ...")
+    one.add_argument("--json", type=Path, help="also write everything to this file")
     one = command("topology", _topology, "show who listens to whom, and how fast they agree")
     one.add_argument("name", help="for example ring")
     one.add_argument("--size", type=int, default=8, help="how many workers (default 8)")
@@ -170,6 +176,30 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
     for name, leaf in batch.items():
         _row(f"batch {name}", f"{leaf.dtype}{list(leaf.shape)}")
     print(f"{options.config} is fine")
+
+
+def _inspect(options: argparse.Namespace, rest: list[str]) -> None:
+    import json
+
+    import jax
+
+    from jaxdist import audit, experiment, layout, run_folder, targets
+    from jaxdist.executor import execute
+
+    # Simulated devices must be asked for before JAX makes its first array.
+    devices = targets.devices(options.target)
+    config = experiment.read(options.config, rest)
+    made = config.experiment
+    mesh = layout.default_mesh(made.workers, devices)
+    trainer = execute(made.algorithm, made.task.loss_fn, workers=made.workers, mesh=mesh)
+    params = jax.eval_shape(made.task.init, jax.random.key(made.seed))
+    found = audit.inspect(trainer.lower(params, made.task.stream.batch(0)))
+    kind = mesh.devices.flat[0].device_kind
+    print(f"{options.config}: {made.workers} workers on {mesh.size} x {kind}, one step\n")
+    print(audit.table(found))
+    if options.json:
+        run_folder.replace(options.json, json.dumps(found.as_json(), indent=1) + "\n")
+        _row("written to", options.json)
 
 
 def _topology(options: argparse.Namespace, rest: list[str]) -> None:

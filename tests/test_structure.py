@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # module or a package under jaxdist; the longest match counts.
 FLOORS = {
     "permutations": 0,
+    "targets": 0,
     "rows": 1,
     "topology": 1,
     "clock": 1,
