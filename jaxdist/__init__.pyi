@@ -17,6 +17,9 @@ from .algorithms.base import State as State
 from .algorithms.diloco import diloco as diloco
 from .algorithms.gossip import gossip as gossip
 from .algorithms.local_sgd import local_sgd as local_sgd
+from .algorithms.neighbor_momentum import decentlam as decentlam
+from .algorithms.neighbor_momentum import quasi_global_momentum as quasi_global_momentum
+from .algorithms.relay import relay as relay
 
 # Running them.
 from .executor import Evaluation as Evaluation

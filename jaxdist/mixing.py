@@ -38,11 +38,7 @@ def mix(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
     Raises:
       ValueError: the topology connects another number of workers than there are.
     """
-    if topology.size != worker.count():
-        raise ValueError(
-            f"{topology.name} connects {topology.size} workers and the run has {worker.count()}; "
-            f"give a topology of size {worker.count()}, or workers={topology.size} to jd.execute"
-        )
+    check_size(topology)
     if topology.size == 1:
         return tree
     buffers, restore = buckets.pack(tree)
@@ -50,6 +46,29 @@ def mix(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
     if len(rounds) == 1:
         return restore(rounds[0](buffers))
     return restore(lax.switch(step % len(rounds), rounds, buffers))
+
+
+def check_size(topology: Topology) -> None:
+    """Refuses, while tracing, a topology for another number of workers than there are."""
+    if topology.size != worker.count():
+        raise ValueError(
+            f"{topology.name} connects {topology.size} workers and the run has {worker.count()}; "
+            f"give a topology of size {worker.count()}, or workers={topology.size} to jd.execute"
+        )
+
+
+def pass_on(tree: PyTree, source: np.ndarray) -> PyTree:
+    """Worker `i` gets the arrays of worker `source[i]`, the small ones in one message.
+
+    Args:
+      tree: this worker's arrays.
+      source: a full permutation, known while tracing.
+
+    Returns:
+      A pytree like `tree`, this worker's own.
+    """
+    buffers, restore = buckets.pack(tree)
+    return restore(worker.permute(buffers, source))
 
 
 def _round(topology: Topology, step: int) -> Callable[[list[jax.Array]], list[jax.Array]]:

@@ -1,6 +1,8 @@
 """Methods in which a worker talks to its neighbors only."""
 
 from jaxdist.algorithms.gossip import gossip
+from jaxdist.algorithms.neighbor_momentum import decentlam, quasi_global_momentum
+from jaxdist.algorithms.relay import relay
 from jaxdist.catalogue.entry import Entry
 
 ENTRIES: dict[str, Entry] = {
@@ -13,5 +15,35 @@ ENTRIES: dict[str, Entry] = {
         sends="degree x size(params) a step",
         when="no global reduction; links to neighbors only",
         paper="arXiv:1705.09056",
+    ),
+    "quasi_global_momentum": Entry(
+        make=quasi_global_momentum,
+        tier=1,
+        rule="x_i' = sum_j W(t)_ij (x_j - lr (b m_j + g_j)); m_i' = b m_i + (1 - b) (x_i - x_i') / lr",
+        shared="-",
+        local="params, memory",
+        sends="degree x size(params) a step",
+        when="gossip with momentum on data that differ",
+        paper="arXiv:2102.04761",
+    ),
+    "decentlam": Entry(
+        make=decentlam,
+        tier=2,
+        rule="m_i' = b m_i + (x_i - sum_j W(t)_ij (x_j - lr g_j)) / lr; x_i' = x_i - lr m_i'",
+        shared="-",
+        local="params, memory",
+        sends="degree x size(params) a step",
+        when="large batches, momentum without its bias",
+        paper="arXiv:2104.11981",
+    ),
+    "relay": Entry(
+        make=relay,
+        tier=2,
+        rule="x_i <- 1/n sum_j (x_j + u_j), each as many steps old as its way along a tree is long",
+        shared="-",
+        local="params, inner state, a message for each neighbor",
+        sends="highest degree of the tree x size(params) a step",
+        when="data that differ very much, links that form a tree",
+        paper="arXiv:2110.04175",
     ),
 }
