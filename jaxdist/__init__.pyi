@@ -15,6 +15,7 @@ from .algorithms.all_reduce import all_reduce as all_reduce
 from .algorithms.base import Algorithm as Algorithm
 from .algorithms.base import State as State
 from .algorithms.diloco import diloco as diloco
+from .algorithms.event_triggered import event_triggered as event_triggered
 from .algorithms.gossip import gossip as gossip
 from .algorithms.local_sgd import local_sgd as local_sgd
 from .algorithms.neighbor_momentum import decentlam as decentlam

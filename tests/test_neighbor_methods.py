@@ -107,3 +107,58 @@ def test_relay_refuses_what_is_no_tree():
             1,
             np.float32,
         )
+
+
+# Messages only when there is something to say.
+
+
+def messages(algorithm, data, steps):
+    """The part of the messages that was due at each step."""
+    trainer = jd.execute(algorithm, cases.loss, workers=data.workers)
+    state, parts = trainer.init(jnp.ones(data.dimension)), []
+    for t in range(steps):
+        batch = {k: v.astype(np.float32) for k, v in data.arrays(t).items()}
+        state, metrics = trainer.step(state, batch)
+        parts.append(float(metrics["messages_sent"]))
+    return np.array(parts)
+
+
+def test_without_a_threshold_everybody_speaks_and_it_is_gossip(x64):
+    data, star, rule = twins.quadratic(5, 3, seed=0), jd.topology.star(5), optax.sgd(0.1)
+    one = run(jd.event_triggered(rule, star, threshold=0.0), data, 20)
+    np.testing.assert_allclose(one, run(jd.gossip(rule, star), data, 20), atol=1e-12)
+
+
+def test_the_mean_follows_the_mean_update_whoever_speaks(x64):
+    data, ring = twins.quadratic(5, 3, seed=0, noise=0.3), jd.topology.ring(5)
+    points = run(jd.event_triggered(optax.sgd(0.1), ring, threshold=0.5), data, 20)
+    for t in range(19):
+        moved = points[t].mean(0) - 0.1 * data.gradient(t, points[t]).mean(0)
+        np.testing.assert_allclose(points[t + 1].mean(0), moved, atol=1e-12)
+
+
+def test_the_reported_messages_are_those_of_the_workers_that_spoke():
+    data, star, rule = twins.quadratic(5, 3, seed=0), jd.topology.star(5), optax.sgd(0.1)
+    # Eight links one way: four out of the hub, one out of each leaf.
+    parts = messages(jd.event_triggered(rule, star, threshold=0.3), data, 40)
+    assert set(np.round(parts * 8).tolist()) <= set(range(9))
+    np.testing.assert_allclose(parts * 8, np.round(parts * 8), atol=1e-6)
+    assert 0.0 < parts.mean() < 0.9
+    assert messages(jd.event_triggered(rule, star, threshold=0.0), data, 10).tolist() == [1.0] * 10
+    assert messages(jd.event_triggered(rule, star, threshold=1e9), data, 10).tolist() == [0.0] * 10
+
+
+def test_a_decaying_threshold_ends_where_gossip_does_with_fewer_messages(x64):
+    data, ring, rule = twins.quadratic(5, 3, seed=0), jd.topology.ring(5), optax.sgd(0.1)
+    decaying = jd.event_triggered(rule, ring, threshold=0.5, decay=0.97)
+    ends = [run(one, data, 1000)[-1] for one in (decaying, jd.gossip(rule, ring))]
+    np.testing.assert_allclose(*ends, atol=1e-9)
+
+
+def test_event_triggered_refuses_what_makes_no_sense():
+    rule, ring = optax.sgd(0.1), jd.topology.ring(4)
+    with pytest.raises(ValueError, match="threshold=-1 is not a distance"):
+        jd.event_triggered(rule, ring, threshold=-1)
+    for wrong in (0.0, 1.5):
+        with pytest.raises(ValueError, match="write for example decay=0.99"):
+            jd.event_triggered(rule, ring, threshold=0.1, decay=wrong)

@@ -1,5 +1,6 @@
 """Methods in which a worker talks to its neighbors only."""
 
+from jaxdist.algorithms.event_triggered import event_triggered
 from jaxdist.algorithms.gossip import gossip
 from jaxdist.algorithms.neighbor_momentum import decentlam, quasi_global_momentum
 from jaxdist.algorithms.relay import relay
@@ -45,5 +46,15 @@ ENTRIES: dict[str, Entry] = {
         sends="highest degree of the tree x size(params) a step",
         when="data that differ very much, links that form a tree",
         paper="arXiv:2110.04175",
+    ),
+    "event_triggered": Entry(
+        make=event_triggered,
+        tier=2,
+        rule="s_i <- v_i = x_i + u_i where |v_i - s_i| > threshold; x_i <- v_i + sum_j W(t)_ij s_j - s_i",
+        shared="part of the messages that was due",
+        local="params, inner state, what was last said",
+        sends="degree x size(params) a step; a network would carry the part that was due",
+        when="to know how many messages gossip could save",
+        paper="arXiv:1910.14280",
     ),
 }

@@ -45,6 +45,15 @@ def _links(tree):
     return (tree.matrix(0) > 0) & ~np.eye(tree.size, dtype=bool)
 
 
+def _event_triggered(topology, threshold, decay):
+    own = dict(threshold=threshold, decay=decay)
+    return Case(
+        make=lambda W: jd.event_triggered(optax.sgd(0.1, momentum=0.5), topology(W), **own),
+        twin=lambda W: dict(inner=twins.momentum(0.1, 0.5), matrix=over(topology(W)), **own),
+        branch=_rounds(topology),
+    )
+
+
 def _row(n):
     """A doubly stochastic matrix that is neither symmetric nor circulant."""
     draw = np.random.default_rng(1)
@@ -77,5 +86,9 @@ CASES: dict[str, dict[str, Case]] = {
         "tree": _relay(jd.topology.tree),
         "chain": _relay(jd.topology.chain),
         "star": _relay(jd.topology.star),
+    },
+    "event_triggered": {
+        "decaying": _event_triggered(jd.topology.star, 0.5, 0.9),
+        "constant, one-peer": _event_triggered(jd.topology.one_peer_exponential, 0.3, 1.0),
     },
 }
