@@ -215,16 +215,19 @@ def _topology(options: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError(f"there is no topology {name!r}; did you mean {', '.join(near)}?")
     made = topology.CATALOGUE[name](options.size)
     print(made)
-    for step in range(min(made.period, 4) if made.size <= 16 else 0):
+    printed = min(made.period, 4) if made.size <= 16 else 0
+    for step in range(printed):
         print(f"matrix of round {step} (row: who receives)")
         print(np.array2string(made.matrix(step), precision=3, suppress_small=True))
+    if 0 < printed < made.period:
+        print(f"{made.period - printed} more rounds are not printed")
     _row("degree", made.degree)
     _row("directed", "yes" if made.directed else "no")
     _row("stochastic", made.stochastic)
     _row("spectral gap", f"{made.spectral_gap:.4g}")
     _row("rounds to consensus", _rounds(made))
     file = options.output or Path(f"{name}_{options.size}.png")
-    report.draw_topology(made, file, title=f"{name}, {made.size} workers")
+    report.draw_topology(made, file, title=f"{name}, size {made.size}")
     _row("drawn", file)
 
 

@@ -107,11 +107,7 @@ def _exchange(
     combine: Callable[[list[jax.Array], list[float | jax.Array]], jax.Array],
     own_weight: Callable[[Round], np.ndarray] = lambda one: one.own,
 ) -> PyTree:
-    if topology.size != worker.count():
-        raise ValueError(
-            f"{topology.name} connects {topology.size} workers and the run has {worker.count()}; "
-            f"give a topology of size {worker.count()}, or workers={topology.size} to jd.execute"
-        )
+    check_size(topology)
 
     def round_of(one: Round) -> Callable[[list[jax.Array]], list[jax.Array]]:
         sources, weights = one.permutations
@@ -133,6 +129,29 @@ def _exchange(
     if len(rounds) == 1:
         return restore(rounds[0](buffers))
     return restore(lax.switch(step % len(rounds), rounds, buffers))
+
+
+def check_size(topology: Topology) -> None:
+    """Refuses, while tracing, a topology for another number of workers than there are."""
+    if topology.size != worker.count():
+        raise ValueError(
+            f"{topology.name} connects {topology.size} workers and the run has {worker.count()}; "
+            f"give a topology of size {worker.count()}, or workers={topology.size} to jd.execute"
+        )
+
+
+def pass_on(tree: PyTree, source: np.ndarray) -> PyTree:
+    """Worker `i` gets the arrays of worker `source[i]`, the small ones in one message.
+
+    Args:
+      tree: this worker's arrays.
+      source: a full permutation, known while tracing.
+
+    Returns:
+      A pytree like `tree`, this worker's own.
+    """
+    buffers, restore = buckets.pack(tree)
+    return restore(worker.permute(buffers, source))
 
 
 def _factor(row: np.ndarray) -> float | jax.Array:

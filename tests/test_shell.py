@@ -197,6 +197,7 @@ def test_topology_shows_a_matrix_and_draws_it(tmp_path, shell, name):
         assert word in out
     if name == "one_peer_exponential":
         assert "3 (from anywhere" in out
+    assert ("4 more rounds are not printed" in out) == (name == "random_matching")
     assert file.read_bytes().startswith(b"\x89PNG")
 
 

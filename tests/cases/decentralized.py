@@ -20,6 +20,40 @@ def _gossip(topology, order):
     )
 
 
+def _rounds(topology):
+    """Which branch of a mix with this topology communicates at a step."""
+    period = topology(8).period
+    return lambda t: None if period == 1 else f"case {t % period}"
+
+
+def _momentum(method, topology):
+    return Case(
+        make=lambda W: method(0.1, topology(W), momentum=0.6),
+        twin=lambda W: dict(learning_rate=0.1, matrix=over(topology(W)), momentum=0.6),
+        branch=_rounds(topology),
+    )
+
+
+def _relay(tree):
+    return Case(
+        make=lambda W: jd.relay(optax.sgd(0.05, momentum=0.5), tree(W)),
+        twin=lambda W: dict(inner=twins.momentum(0.05, 0.5), tree=_links(tree(W))),
+    )
+
+
+def _links(tree):
+    return (tree.matrix(0) > 0) & ~np.eye(tree.size, dtype=bool)
+
+
+def _event_triggered(topology, threshold, decay):
+    own = dict(threshold=threshold, decay=decay)
+    return Case(
+        make=lambda W: jd.event_triggered(optax.sgd(0.1, momentum=0.5), topology(W), **own),
+        twin=lambda W: dict(inner=twins.momentum(0.1, 0.5), matrix=over(topology(W)), **own),
+        branch=_rounds(topology),
+    )
+
+
 def _row(n):
     """A doubly stochastic matrix that is neither symmetric nor circulant."""
     draw = np.random.default_rng(1)
@@ -122,4 +156,21 @@ CASES: dict[str, dict[str, Case]] = {
     },
     "d2": {"lazy ring": _symmetric(jd.d2, _lazy_ring)},
     "extra": {"ring": _symmetric(jd.extra, jd.topology.ring)},
+    "quasi_global_momentum": {
+        "one-peer": _momentum(jd.quasi_global_momentum, jd.topology.one_peer_exponential),
+        "matrix": _momentum(jd.quasi_global_momentum, _row),
+    },
+    "decentlam": {
+        "one-peer": _momentum(jd.decentlam, jd.topology.one_peer_exponential),
+        "star": _momentum(jd.decentlam, jd.topology.star),
+    },
+    "relay": {
+        "tree": _relay(jd.topology.tree),
+        "chain": _relay(jd.topology.chain),
+        "star": _relay(jd.topology.star),
+    },
+    "event_triggered": {
+        "decaying": _event_triggered(jd.topology.star, 0.5, 0.9),
+        "constant, one-peer": _event_triggered(jd.topology.one_peer_exponential, 0.3, 1.0),
+    },
 }

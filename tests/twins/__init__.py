@@ -34,6 +34,7 @@ TWINS = {
     "relay": gossip.relay,
     "choco": gossip.choco,
     "pairwise": gossip.pairwise,
+    "event_triggered": gossip.event_triggered,
     "delayed": asynchronous.delayed,
     "downpour": asynchronous.downpour,
     "stale_synchronous": asynchronous.stale_synchronous,

@@ -270,3 +270,29 @@ def pairwise(problem, steps, x0, *, inner, matrix):
         X = matrix(t) @ X + U
         trace.record(X, X.mean(0))
     return trace
+
+
+def event_triggered(problem, steps, x0, *, inner, matrix, threshold, decay=1.0):
+    """v = x + u; speak if |v - heard| > threshold decay^t; x' = v + sum_j w_ij (heard_j - heard_i).
+
+    (The trigger of SPARQ-SGD, Singh et al. 2019, without its compression and with consensus step 1.)
+    heard[i][j] is the copy that worker i keeps of worker j, itself included; all copies start at x0
+    and change only by a message. Readout is mean x.
+    """
+    W, X = problem.workers, copies(problem, x0)
+    heard = [[np.array(x0, float) for _ in range(W)] for _ in range(W)]
+    states = begin(inner, X)
+    trace = Trace.begin(X, X.mean(0))
+    for t in range(steps):
+        U, states = each(inner, problem.gradient(t, X), states, X)
+        V = X + U
+        for j in range(W):
+            if np.sqrt(((V[j] - heard[j][j]) ** 2).sum()) > threshold * decay**t:
+                for i in range(W):
+                    heard[i][j] = V[j].copy()
+        w = matrix(t)
+        X = np.stack(
+            [V[i] + sum(w[i, j] * (heard[i][j] - heard[i][i]) for j in range(W)) for i in range(W)]
+        )
+        trace.record(X, X.mean(0))
+    return trace
