@@ -14,9 +14,11 @@ from . import worker as worker
 from .algorithms.all_reduce import all_reduce as all_reduce
 from .algorithms.base import Algorithm as Algorithm
 from .algorithms.base import State as State
+from .algorithms.block_momentum import block_momentum as block_momentum
 from .algorithms.diloco import diloco as diloco
 from .algorithms.gossip import gossip as gossip
 from .algorithms.local_sgd import local_sgd as local_sgd
+from .algorithms.slow_momentum import slow_momentum as slow_momentum
 
 # Running them.
 from .executor import Evaluation as Evaluation

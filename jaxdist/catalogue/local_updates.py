@@ -1,7 +1,9 @@
 """Methods with many steps on one's own data between two messages."""
 
+from jaxdist.algorithms.block_momentum import block_momentum
 from jaxdist.algorithms.diloco import diloco
 from jaxdist.algorithms.local_sgd import local_sgd
+from jaxdist.algorithms.slow_momentum import slow_momentum
 from jaxdist.catalogue.entry import Entry
 
 ENTRIES: dict[str, Entry] = {
@@ -24,5 +26,25 @@ ENTRIES: dict[str, Entry] = {
         sends="size(params) every `period` steps",
         when="workers far apart, long periods",
         paper="arXiv:2311.08105",
+    ),
+    "slow_momentum": Entry(
+        make=slow_momentum,
+        tier=2,
+        rule="x_i += u_i; every `period` steps v = b v + (z - mean x)/lr, z -= a lr v, x_i <- z",
+        shared="slow params, their momentum",
+        local="params, inner state",
+        sends="size(params) every `period` steps",
+        when="Local SGD that lags behind all_reduce",
+        paper="arXiv:1910.00643",
+    ),
+    "block_momentum": Entry(
+        make=block_momentum,
+        tier=2,
+        rule="x_i += u_i; every `period` steps D = b D + c (mean x - y), z += D, x_i <- y",
+        shared="block start, its momentum",
+        local="params, inner state",
+        sends="size(params) every `period` steps",
+        when="many workers, long blocks",
+        paper="Chen & Huo 2016",
     ),
 }
