@@ -16,11 +16,16 @@ from .algorithms.base import Algorithm as Algorithm
 from .algorithms.base import State as State
 from .algorithms.block_momentum import block_momentum as block_momentum
 from .algorithms.diloco import diloco as diloco
+from .algorithms.federated import federated as federated
+from .algorithms.federated import fedprox as fedprox
+from .algorithms.federated import scaffold as scaffold
 from .algorithms.gossip import gossip as gossip
 from .algorithms.local_sgd import local_sgd as local_sgd
 from .algorithms.slow_momentum import slow_momentum as slow_momentum
+from .algorithms.streaming_diloco import streaming_diloco as streaming_diloco
 
 # Running them.
+from .cohort import cohort as cohort
 from .executor import Evaluation as Evaluation
 from .executor import Trainer as Trainer
 from .executor import execute as execute

@@ -80,15 +80,15 @@ def block_momentum(
     def b() -> float:
         return 1 - 1 / worker.count() if momentum is None else momentum
 
-    def update(d, D, params=None):
-        D = jax.tree.map(lambda D, d: b() * D - block_learning_rate * d, D, d)
+    def update(updates, state, params=None):
+        D = jax.tree.map(lambda D, d: b() * D - block_learning_rate * d, state, updates)
         if not nesterov:
             return D, D
-        return jax.tree.map(lambda D, d: b() * D - block_learning_rate * d, D, d), D
+        return jax.tree.map(lambda D, d: b() * D - block_learning_rate * d, D, updates), D
 
     def readout(state):
         y, D = state.shared
         return jax.tree.map(lambda y, D: y - b() * D, y, D) if nesterov else y
 
-    filtered = optax.GradientTransformation(optax.tree.zeros_like, update)
+    filtered = optax.GradientTransformation(lambda params: optax.tree.zeros_like(params), update)
     return diloco(inner, filtered, period=period)._replace(readout=readout)

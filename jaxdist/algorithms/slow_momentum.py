@@ -82,7 +82,7 @@ def slow_momentum(
     def init(params):
         return jnp.int32(0), optax.tree.zeros_like(params)
 
-    def update(d, state, params=None):
+    def update(updates, state, params=None):
         rounds, u = state
         step = (rounds + 1) * period - 1
         lr = jnp.asarray(learning_rate(step) if callable(learning_rate) else learning_rate)
@@ -91,7 +91,7 @@ def slow_momentum(
             rate = lr.astype(d.dtype)
             return slow_momentum * u + jnp.where(rate == 0, 0, d / rate)
 
-        u = jax.tree.map(gathered, u, d)
+        u = jax.tree.map(gathered, u, updates)
         moves = jax.tree.map(lambda u: -slow_learning_rate * lr.astype(u.dtype) * u, u)
         return moves, (rounds + 1, u)
 
