@@ -15,11 +15,15 @@ from . import worker as worker
 from .algorithms.all_reduce import all_reduce as all_reduce
 from .algorithms.base import Algorithm as Algorithm
 from .algorithms.base import State as State
+from .algorithms.block_momentum import block_momentum as block_momentum
 from .algorithms.diloco import diloco as diloco
 from .algorithms.event_triggered import event_triggered as event_triggered
 from .algorithms.exact_diffusion import d2 as d2
 from .algorithms.exact_diffusion import exact_diffusion as exact_diffusion
 from .algorithms.exact_diffusion import extra as extra
+from .algorithms.federated import federated as federated
+from .algorithms.federated import fedprox as fedprox
+from .algorithms.federated import scaffold as scaffold
 from .algorithms.gossip import gossip as gossip
 from .algorithms.gradient_tracking import gradient_tracking as gradient_tracking
 from .algorithms.local_sgd import local_sgd as local_sgd
@@ -27,8 +31,11 @@ from .algorithms.neighbor_momentum import decentlam as decentlam
 from .algorithms.neighbor_momentum import quasi_global_momentum as quasi_global_momentum
 from .algorithms.push_sum import push_sum as push_sum
 from .algorithms.relay import relay as relay
+from .algorithms.slow_momentum import slow_momentum as slow_momentum
+from .algorithms.streaming_diloco import streaming_diloco as streaming_diloco
 
 # Running them.
+from .cohort import cohort as cohort
 from .executor import Evaluation as Evaluation
 from .executor import Trainer as Trainer
 from .executor import execute as execute

@@ -23,6 +23,7 @@ FLOORS = {
     "rows": 1,
     "topology": 1,
     "clock": 1,
+    "cohort": 1,
     "network": 1,
     "worker": 2,
     "buckets": 3,

@@ -139,3 +139,11 @@ def check_period(name: str, value: Any, *, least: int = 1) -> None:
             f"{name}={value!r} is not a number of steps; write an integer of at least {least}, "
             f"for example {name}={max(least, 8)}"
         )
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Refuses what is not a number from 0 up to, and not including, 1."""
+    if not (isinstance(value, int | float) and 0 <= value < 1):
+        raise ValueError(
+            f"{name}={value!r}: expected a number from 0 up to, and not including, 1; write {name}=0.5"
+        )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdist import data, models
+from jaxdist.cohort import Cohort
 from jaxdist.tasks.base import Task
 
 Split = Literal["iid", "by_label", "dirichlet"]
@@ -18,6 +19,8 @@ def digits(
     split: Split = "iid",
     concentration: float = 0.1,
     seed: int = 0,
+    cohort: Cohort | None = None,
+    local_steps: int = 1,
 ) -> Task:
     """Which digit is it? 1,437 images of 8x8 to learn from, 360 to test, 4,810 parameters.
 
@@ -27,6 +30,9 @@ def digits(
       split: `"iid"`: at random; `"by_label"`: sorted by digit and cut; `"dirichlet"`: in between.
       concentration: of the Dirichlet split; the smaller, the more unlike the workers.
       seed: of the split and of the order of the images.
+      cohort: what `jd.cohort` returned, for more clients than workers: the images are shared by its
+        clients, and each worker sees those of the client that it drew.
+      local_steps: steps in a round, from one draw to the next.
 
     Returns:
       A `Task`. Batches are `image`, uint8 [workers, batch_size, 8, 8, 1], and `label`, int32.
@@ -41,12 +47,13 @@ def digits(
     """
     images = data.digits.load()
     labels = images.train_labels
+    shares = workers if cohort is None else cohort.clients
     if split == "iid":
-        shards = data.split.iid(labels, workers, seed=seed)
+        shards = data.split.iid(labels, shares, seed=seed)
     elif split == "by_label":
-        shards = data.split.by_label(labels, workers, seed=seed)
+        shards = data.split.by_label(labels, shares, seed=seed)
     elif split == "dirichlet":
-        shards = data.split.dirichlet(labels, workers, concentration=concentration, seed=seed)
+        shards = data.split.dirichlet(labels, shares, concentration=concentration, seed=seed)
     else:
         raise ValueError(f"split={split!r} is unknown; write one of {', '.join(get_args(Split))}")
     model: Any = models.MLP()
@@ -73,6 +80,7 @@ def digits(
             shards,
             batch_size=batch_size,
             seed=seed,
+            visit=None if cohort is None else lambda step: cohort(step // local_steps),
         ),
         accuracy=accuracy,
         test={"image": images.test_images, "label": images.test_labels},

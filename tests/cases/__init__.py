@@ -2,8 +2,10 @@
 
 from cases import decentralized, local_updates, synchronous
 from cases.base import Case as Case
+from cases.base import flat as flat
 from cases.base import loss as loss
 from cases.base import over as over
+from cases.base import start as start
 
 CASES: dict[str, dict[str, Case]] = {
     **synchronous.CASES,
