@@ -4,11 +4,14 @@ __version__: str
 
 # Who talks to whom.
 from . import audit as audit
+from . import clock as clock
 from . import data as data
 from . import models as models
 from . import targets as targets
+from . import network as network
 from . import tasks as tasks
 from . import topology as topology
+from . import waiting as waiting
 from . import worker as worker
 
 # Methods.
@@ -43,3 +46,4 @@ from .experiment import Experiment as Experiment
 from .mixing import mix as mix
 from .optax_adapter import as_optax as as_optax
 from .reduction import mean as mean
+from .timed import timed as timed
