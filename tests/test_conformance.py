@@ -10,6 +10,7 @@ import twins
 
 import jaxdist as jd
 from jaxdist import worker
+from jaxdist.algorithms.base import bytes_sent
 from jaxdist.catalogue import CATALOGUE
 
 EVERY = pytest.mark.parametrize(("name", "label"), cases.ALL)
@@ -196,8 +197,10 @@ def test_declared_bytes_are_the_bytes_of_the_program(name, label):
     told = {case.branch(t) for t in range(24)}
     assert {branch[0] for branch in sent} <= told
     for t in range(24):
-        assert algorithm.sends(params, t) == always + sent.get((case.branch(t),), 0)
-    assert any(algorithm.sends(params, t) for t in range(24))
+        assert bytes_sent(algorithm, params, t, workers=8) == always + sent.get(
+            (case.branch(t),), 0
+        )
+    assert any(bytes_sent(algorithm, params, t, workers=8) for t in range(24))
 
 
 def same_path(one, other, *, workers, steps=20):
