@@ -16,6 +16,7 @@ from .algorithms.base import Algorithm as Algorithm
 from .algorithms.base import State as State
 from .algorithms.diloco import diloco as diloco
 from .algorithms.gossip import gossip as gossip
+from .algorithms.lbfgs import lbfgs as lbfgs
 from .algorithms.local_sgd import local_sgd as local_sgd
 
 # Running them.

@@ -13,4 +13,11 @@ CASES: dict[str, dict[str, Case]] = {
             twin=lambda W: dict(inner=twins.momentum(0.1, 0.9, True)),
         ),
     },
+    "lbfgs": {
+        "wolfe": Case(make=lambda W: jd.lbfgs(memory=3), twin=lambda W: dict(memory=3)),
+        "armijo": Case(
+            make=lambda W: jd.lbfgs(memory=5, line_search="armijo"),
+            twin=lambda W: dict(memory=5, curvature=None),
+        ),
+    },
 }

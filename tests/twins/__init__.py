@@ -15,6 +15,7 @@ TWINS = {
     "all_reduce": synchronous.all_reduce,
     "sharded_all_reduce": synchronous.sharded_all_reduce,
     "sign_majority": synchronous.sign_majority,
+    "lbfgs": synchronous.lbfgs,
     "local_sgd": local_updates.local_sgd,
     "slow_momentum": local_updates.slow_momentum,
     "block_momentum": local_updates.block_momentum,
