@@ -21,6 +21,9 @@ from .algorithms.lbfgs import lbfgs as lbfgs
 from .algorithms.local_sgd import local_sgd as local_sgd
 
 # Running them.
+from .balance import Portions as Portions
+from .balance import balance as balance
+from .balance import portions as portions
 from .executor import Evaluation as Evaluation
 from .executor import Trainer as Trainer
 from .executor import execute as execute

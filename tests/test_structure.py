@@ -23,6 +23,7 @@ FLOORS = {
     "topology": 1,
     "clock": 1,
     "network": 1,
+    "balance": 2,
     "worker": 2,
     "buckets": 3,
     "compress": 3,

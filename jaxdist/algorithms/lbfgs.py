@@ -44,7 +44,8 @@ def lbfgs(
 
     It has no inner rule and no learning rate. Give every step the *same* batch, all the data, split
     over the workers: differences of gradients over different examples are noise. Use it for convex or
-    smooth models with data that fit.
+    smooth models with data that fit. Workers of unequal speed get unequal parts of it by
+    `jd.balance` or `jd.portions`, and `jd.data.deal`.
 
     Args:
       others: nothing; rules and topologies are refused.
