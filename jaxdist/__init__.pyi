@@ -7,6 +7,7 @@ from . import audit as audit
 from . import clock as clock
 from . import data as data
 from . import models as models
+from . import scaling as scaling
 from . import tasks as tasks
 from . import topology as topology
 from . import worker as worker
@@ -17,6 +18,8 @@ from .algorithms.base import Algorithm as Algorithm
 from .algorithms.base import State as State
 from .algorithms.diloco import diloco as diloco
 from .algorithms.gossip import gossip as gossip
+from .algorithms.gradient_noise import adascale as adascale
+from .algorithms.gradient_noise import noise_scale as noise_scale
 from .algorithms.lbfgs import lbfgs as lbfgs
 from .algorithms.local_sgd import local_sgd as local_sgd
 

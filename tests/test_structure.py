@@ -24,6 +24,7 @@ FLOORS = {
     "clock": 1,
     "network": 1,
     "balance": 2,
+    "scaling": 2,
     "worker": 2,
     "buckets": 3,
     "compress": 3,

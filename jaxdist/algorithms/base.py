@@ -67,6 +67,16 @@ def size_bytes(params: Params) -> int:
     return sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(params))
 
 
+def widest(tree: PyTree) -> Any:
+    """The dtype that holds all leaves, float32 at least.
+
+    >>> widest({"w": jnp.zeros(3, jnp.bfloat16), "b": jnp.zeros(3, jnp.float16)})
+    dtype('float32')
+    """
+    with jax.numpy_dtype_promotion("standard"):  # the answer is about dtypes, not a silent cast
+        return jnp.result_type(*(worker.accumulation_dtype(x.dtype) for x in jax.tree.leaves(tree)))
+
+
 def bytes_sent(algorithm: Algorithm, params: Params, step: int, *, workers: int) -> int:
     """What one worker hands to the network at a step, 0 where the method does not declare it."""
     if algorithm.sends is None:

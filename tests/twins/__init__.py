@@ -16,6 +16,8 @@ TWINS = {
     "sharded_all_reduce": synchronous.sharded_all_reduce,
     "sign_majority": synchronous.sign_majority,
     "lbfgs": synchronous.lbfgs,
+    "noise_scale": synchronous.all_reduce,
+    "adascale": synchronous.adascale,
     "local_sgd": local_updates.local_sgd,
     "slow_momentum": local_updates.slow_momentum,
     "block_momentum": local_updates.block_momentum,

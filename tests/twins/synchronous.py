@@ -109,3 +109,25 @@ def lbfgs(problem, steps, x0, *, memory=10, decrease=1e-4, curvature=0.9, trials
         x = x + taken * d
         trace.record(copies(problem, x), x)
     return trace
+
+
+def adascale(problem, steps, x0, *, inner, schedule=lambda tau: 1.0, decay=None):
+    """x' = x + r lr(floor(tau)) inner(mean g), tau' = tau + r. (Johnson et al. 2020.)
+
+    r = (v + m) / (v / W + m), v the variance of one worker's gradient and m = |mean g|^2 - v / W, both
+    moving averages without correction, whose decay is 1 - W / 1000; m at least 0.
+    """
+    W = problem.workers
+    keep = max(1 - W / 1000, 0) if decay is None else decay
+    x, state, tau, v, m = np.array(x0, np.float64), inner.init(x0), 0.0, 0.0, 0.0
+    trace = Trace.begin(copies(problem, x), x)
+    for t in range(steps):
+        G = problem.gradient(t, copies(problem, x))
+        spread = G.var(0, ddof=1).sum()
+        v = keep * v + (1 - keep) * spread
+        m = keep * m + (1 - keep) * ((G.mean(0) ** 2).sum() - spread / W)
+        gain = (v + max(m, 0)) / (v / W + max(m, 0))
+        u, state = inner.update(G.mean(0), state, x)
+        x, tau = x + gain * schedule(np.floor(tau)) * u, tau + gain
+        trace.record(copies(problem, x), x)
+    return trace
