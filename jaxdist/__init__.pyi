@@ -7,8 +7,9 @@ from . import audit as audit
 from . import clock as clock
 from . import data as data
 from . import models as models
-from . import targets as targets
 from . import network as network
+from . import scaling as scaling
+from . import targets as targets
 from . import tasks as tasks
 from . import topology as topology
 from . import waiting as waiting
@@ -28,7 +29,10 @@ from .algorithms.federated import federated as federated
 from .algorithms.federated import fedprox as fedprox
 from .algorithms.federated import scaffold as scaffold
 from .algorithms.gossip import gossip as gossip
+from .algorithms.gradient_noise import adascale as adascale
+from .algorithms.gradient_noise import noise_scale as noise_scale
 from .algorithms.gradient_tracking import gradient_tracking as gradient_tracking
+from .algorithms.lbfgs import lbfgs as lbfgs
 from .algorithms.local_sgd import local_sgd as local_sgd
 from .algorithms.neighbor_momentum import decentlam as decentlam
 from .algorithms.neighbor_momentum import quasi_global_momentum as quasi_global_momentum
@@ -36,6 +40,9 @@ from .algorithms.push_sum import push_sum as push_sum
 from .algorithms.relay import relay as relay
 from .algorithms.slow_momentum import slow_momentum as slow_momentum
 from .algorithms.streaming_diloco import streaming_diloco as streaming_diloco
+from .balance import Portions as Portions
+from .balance import balance as balance
+from .balance import portions as portions
 
 # Running them.
 from .cohort import cohort as cohort

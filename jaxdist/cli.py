@@ -155,6 +155,7 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
     import jax
 
     from jaxdist import experiment, run_folder
+    from jaxdist.algorithms.base import bytes_sent
     from jaxdist.data import check_batch
     from jaxdist.executor import execute
 
@@ -171,7 +172,8 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
         _row(name, value)
     _row("parameters", f"{sum(x.size for x in jax.tree.leaves(params)):,}")
     if made.algorithm.sends:
-        _row("bytes sent at step 0", f"{made.algorithm.sends(params, 0):,} per worker")
+        sent = bytes_sent(made.algorithm, params, 0, workers=made.workers)
+        _row("bytes sent at step 0", f"{sent:,} per worker")
     _row("devices", f"{trainer.mesh.size} x {trainer.mesh.devices.flat[0].device_kind}")
     for name, leaf in batch.items():
         _row(f"batch {name}", f"{leaf.dtype}{list(leaf.shape)}")

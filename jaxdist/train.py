@@ -1,12 +1,14 @@
 """The loop: a run that trains, records and saves, can be killed at any step, and goes on."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 
 from jaxdist import checkpoint, metrics, report, run_folder, stopping
+from jaxdist.algorithms.base import bytes_sent
 from jaxdist.data import check_batch, prefetch
 from jaxdist.executor import execute
 from jaxdist.experiment import Config
@@ -65,7 +67,7 @@ def _train(
         finite=True,
     )
     params = experiment.task.init(jax.random.key(experiment.seed))
-    sends = experiment.algorithm.sends or (lambda params, step: 0)
+    sends = partial(bytes_sent, experiment.algorithm, params, workers=experiment.workers)
 
     # Arrays. Where the run is.
     state = trainer.init(params)
@@ -98,7 +100,7 @@ def _train(
             for step in list(pending):
                 line = metrics.fetch(pending.pop(step), trainer)
                 metrics.check_finite(step, line.pop("finite"), params)
-                sent += sends(params, step - 1)
+                sent += sends(step - 1)
                 line = {name: float(x) for name, x in line.items() if x.ndim == 0}
                 recorder.write(step, {**line, **evaluated.pop(step, {}), "bytes_sent": sent})
 

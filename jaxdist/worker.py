@@ -378,6 +378,9 @@ def _scatter(x: jax.Array) -> jax.Array:
         return summed.reshape(len(block), -1, *summed.shape[1:]), True
 
     wide = x.astype(accumulation_dtype(x.dtype))
+    current = _SCOPE.get()
+    if current is not None and current.reproducible:
+        return ordered_sum(_exchange(wide.reshape(workers, -1, *x.shape[1:]))).astype(x.dtype)
     kept = _communicate(
         "scatter", wide, plain=_scatter_devices, lanes=lanes, shape=lambda x: x[: len(x) // workers]
     )

@@ -25,6 +25,8 @@ FLOORS = {
     "clock": 1,
     "cohort": 1,
     "network": 1,
+    "balance": 2,
+    "scaling": 2,
     "worker": 2,
     "waiting": 2,
     "buckets": 3,

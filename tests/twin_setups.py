@@ -70,6 +70,9 @@ ARGUMENTS = {
     "all_reduce": dict(inner=adam(LR)),
     "sharded_all_reduce": dict(inner=adam(LR)),
     "sign_majority": dict(inner=sgd(LR)),
+    "lbfgs": dict(memory=4),
+    "noise_scale": dict(inner=adam(LR)),
+    "adascale": dict(inner=momentum(LR, 0.5)),
     "local_sgd": dict(inner=momentum(LR, 0.9), period=4, start=6),
     "slow_momentum": dict(
         inner=sgd(LR), period=4, slow_learning_rate=0.8, slow_momentum=0.5, learning_rate=LR

@@ -27,7 +27,8 @@ def all_reduce(inner: optax.GradientTransformation, *others: Never) -> Algorithm
 
     It is exactly the step of a single worker with all the data of the step in one batch. Clipping
     inside `inner` sees the mean gradient. Use it when the network is fast against the compute; it is
-    what every other method is compared with.
+    what every other method is compared with. Workers with unequal numbers of examples average by
+    the example when their batches come from `jd.data.deal`.
 
     Args:
       inner: the rule that turns the mean gradient into an update. It sees the mean gradient, runs

@@ -5,3 +5,4 @@ from jaxdist.data import split as split
 from jaxdist.data.checks import check_batch as check_batch
 from jaxdist.data.prefetching import prefetch as prefetch
 from jaxdist.data.stream import Stream as Stream
+from jaxdist.data.uneven import deal as deal

@@ -6,11 +6,39 @@ import twins
 import jaxdist as jd
 from cases.base import Case
 
+
+def _falling(tau):
+    return 0.2 / (1.0 + 0.1 * tau)
+
+
 CASES: dict[str, dict[str, Case]] = {
     "all_reduce": {
         "momentum": Case(
             make=lambda W: jd.all_reduce(optax.sgd(0.1, momentum=0.9, nesterov=True)),
             twin=lambda W: dict(inner=twins.momentum(0.1, 0.9, True)),
+        ),
+    },
+    "lbfgs": {
+        "wolfe": Case(make=lambda W: jd.lbfgs(memory=3), twin=lambda W: dict(memory=3)),
+        "armijo": Case(
+            make=lambda W: jd.lbfgs(memory=5, line_search="armijo"),
+            twin=lambda W: dict(memory=5, curvature=None),
+        ),
+    },
+    "noise_scale": {
+        "momentum": Case(
+            make=lambda W: jd.noise_scale(optax.sgd(0.1, momentum=0.5)),
+            twin=lambda W: dict(inner=twins.momentum(0.1, 0.5)),
+        ),
+    },
+    "adascale": {
+        "momentum": Case(
+            make=lambda W: jd.adascale(optax.sgd(0.1, momentum=0.5)),
+            twin=lambda W: dict(inner=twins.momentum(0.1, 0.5)),
+        ),
+        "schedule": Case(
+            make=lambda W: jd.adascale(optax.sgd(1.0), schedule=_falling, decay=0.6),
+            twin=lambda W: dict(inner=twins.sgd(1.0), schedule=_falling, decay=0.6),
         ),
     },
 }

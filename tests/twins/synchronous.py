@@ -52,3 +52,82 @@ def sign_majority(problem, steps, x0, *, inner, sign_of_zero=1.0):
         x = x + u
         trace.record(copies(problem, x), x)
     return trace
+
+
+def lbfgs(problem, steps, x0, *, memory=10, decrease=1e-4, curvature=0.9, trials=20):
+    """x' = x - a H g on the mean of all f_i, with H as a dense matrix. (Nocedal & Wright 2006, ch. 7.)
+
+    H starts at s.y / y.y of the newest pair and takes the BFGS update H <- V'HV + r s s' with
+    r = 1/y.s, V = I - r y s', once for each kept pair, oldest first. (H g is then what the two loops
+    compute.) Choices: a pair is refused if the cosine of s and y is not above the rounding unit; with
+    no pairs H = min(1, 1/|g|). s and y are differences of successive steps, each gradient on the batch
+    of its own step. The line search starts at a = 1 and goes to the middle of its bracket, or doubles
+    while that has no upper end; curvature=None asks for the sufficient decrease only. After `trials`
+    misses the last point of sufficient decrease is taken; if there was none, x stays and the pairs go.
+    """
+    n = np.size(x0)
+    x, before, pairs = np.array(x0, np.float64), None, []
+    trace = Trace.begin(copies(problem, x), x)
+    for t in range(steps):
+
+        def F(x, t=t):
+            return problem.loss(t, copies(problem, x)).mean()
+
+        def slope(x, d, t=t):
+            return problem.gradient(t, copies(problem, x)).mean(0) @ d
+
+        g = problem.gradient(t, copies(problem, x)).mean(0)
+        if before is not None:
+            s, y = x - before[0], g - before[1]
+            norms = np.linalg.norm(s) * np.linalg.norm(y)
+            if s @ y > np.finfo(float).eps * norms:
+                pairs = [*pairs, (s, y)][-memory:]
+        before = x, g
+        if pairs:
+            s, y = pairs[-1]
+            H = (s @ y) / (y @ y) * np.eye(n)
+            for s, y in pairs:
+                V = np.eye(n) - np.outer(y, s) / (y @ s)
+                H = V.T @ H @ V + np.outer(s, s) / (y @ s)
+            d = -H @ g
+        else:
+            d = -g * min(1.0, 1 / np.linalg.norm(g))
+
+        a, taken, low, high = 1.0, 0.0, 0.0, np.inf
+        for _ in range(trials):
+            enough = F(x + a * d) <= F(x) + decrease * a * (g @ d)
+            tilt = slope(x + a * d, d) / abs(g @ d)
+            taken = a if enough else taken
+            if enough and (curvature is None or abs(tilt) <= curvature):
+                break
+            if enough and tilt < 0:
+                low = a
+            else:
+                high = a
+            a = 2 * a if high == np.inf else (low + high) / 2
+        pairs = pairs if taken else []
+        x = x + taken * d
+        trace.record(copies(problem, x), x)
+    return trace
+
+
+def adascale(problem, steps, x0, *, inner, schedule=lambda tau: 1.0, decay=None):
+    """x' = x + r lr(floor(tau)) inner(mean g), tau' = tau + r. (Johnson et al. 2020.)
+
+    r = (v + m) / (v / W + m), v the variance of one worker's gradient and m = |mean g|^2 - v / W, both
+    moving averages without correction, whose decay is 1 - W / 1000; m at least 0.
+    """
+    W = problem.workers
+    keep = max(1 - W / 1000, 0) if decay is None else decay
+    x, state, tau, v, m = np.array(x0, np.float64), inner.init(x0), 0.0, 0.0, 0.0
+    trace = Trace.begin(copies(problem, x), x)
+    for t in range(steps):
+        G = problem.gradient(t, copies(problem, x))
+        spread = G.var(0, ddof=1).sum()
+        v = keep * v + (1 - keep) * spread
+        m = keep * m + (1 - keep) * ((G.mean(0) ** 2).sum() - spread / W)
+        gain = (v + max(m, 0)) / (v / W + max(m, 0))
+        u, state = inner.update(G.mean(0), state, x)
+        x, tau = x + gain * schedule(np.floor(tau)) * u, tau + gain
+        trace.record(copies(problem, x), x)
+    return trace
