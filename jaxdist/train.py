@@ -6,8 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jaxdist import checkpoint, metrics, report, run_folder, stopping
-from jaxdist.data import check_batch, prefetch
+from jaxdist import checkpoint, feed, metrics, report, run_folder, stopping
+from jaxdist.data import check_batch
 from jaxdist.executor import execute
 from jaxdist.experiment import Config
 
@@ -90,7 +90,9 @@ def _train(
     done, pending, evaluated = begin, {}, {}
     with (
         metrics.recording(folder, begin=begin, steps=experiment.steps) as recorder,
-        prefetch(lambda step: trainer.place(experiment.task.stream.batch(step)), begin) as batches,
+        feed.batches(
+            experiment.task.stream, trainer, begin, resident=experiment.resident
+        ) as batches,
     ):
 
         def settle() -> None:

@@ -44,6 +44,7 @@ FLOORS = {
     "run_folder": 7,
     "checkpoint": 8,
     "cluster": 8,
+    "feed": 8,
     "metrics": 8,
     "stopping": 8,
     "tasks": 8,
