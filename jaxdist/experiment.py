@@ -113,6 +113,9 @@ def read(
         _command_line(recorded, path, arguments)
     else:
         recorded(**keywords)
+    for name, value in called.items():
+        if isinstance(value, float) and value != value:
+            raise ValueError(f"{path}: {name}={value} is no number; --help shows all options")
     experiment = build(**called)
     if not isinstance(experiment, Experiment):
         raise ValueError(

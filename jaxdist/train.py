@@ -74,13 +74,15 @@ def _train(
     begin = _begin(found, folder, resume, say)
     state = state if found is None else found.state
     run_folder.claim(
-        folder, config=str(config.path), keywords=config.keywords, source=config.source
+        folder,
+        config=str(config.path),
+        keywords=config.keywords,
+        source=config.source,
+        state=state,
     )
     sent = run_folder.forget_after(folder, begin).get("bytes_sent", 0)
-    where = f"{trainer.mesh.size} x {trainer.mesh.devices.flat[0].device_kind}"
-    what = (
-        f"step {begin} of {experiment.steps}, {experiment.workers} workers on {where}, in {folder}"
-    )
+    on = f"{trainer.mesh.size} x {trainer.mesh.devices.flat[0].device_kind}"
+    what = f"step {begin} of {experiment.steps}, {experiment.workers} workers on {on}, in {folder}"
     if begin >= experiment.steps:
         say(f"already complete: {what}")
     else:

@@ -48,6 +48,7 @@ FLOORS = {
     "metrics": 8,
     "stopping": 8,
     "tasks": 8,
+    "doctor": 9,
     "experiment": 9,
     "launch": 9,
     "report": 9,
