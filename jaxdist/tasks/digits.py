@@ -1,15 +1,9 @@
-"""Scikit-learn's handwritten digits, an MLP and cross-entropy: a task of seconds, with no download."""
+"""Scikit-learn's handwritten digits: a task of seconds, with no download."""
 
-from typing import Any, Literal, get_args
-
-import jax.numpy as jnp
-import optax
-
-from jaxdist import data, models
+from jaxdist import data
 from jaxdist.cohort import Cohort
 from jaxdist.tasks.base import Task
-
-Split = Literal["iid", "by_label", "dirichlet"]
+from jaxdist.tasks.images import Split, images
 
 
 def digits(
@@ -45,44 +39,16 @@ def digits(
       >>> task.stream.batch(0)["label"].shape
       (4, 32)
     """
-    images = data.digits.load()
-    labels = images.train_labels
-    shares = workers if cohort is None else cohort.clients
-    if split == "iid":
-        shards = data.split.iid(labels, shares, seed=seed)
-    elif split == "by_label":
-        shards = data.split.by_label(labels, shares, seed=seed)
-    elif split == "dirichlet":
-        shards = data.split.dirichlet(labels, shares, concentration=concentration, seed=seed)
-    else:
-        raise ValueError(f"split={split!r} is unknown; write one of {', '.join(get_args(Split))}")
-    model: Any = models.MLP()
-
-    def init(key):
-        return model.init(key, jnp.zeros((1, 8, 8, 1)))["params"]
-
-    def logits_of(params, image):
-        return model.apply({"params": params}, image.astype(jnp.float32) / 16)  # from 0 to 16
-
-    def loss_fn(params, batch, key):
-        logits = logits_of(params, batch["image"])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return losses.mean(), {}
-
-    def accuracy(params, test):
-        return jnp.mean(jnp.argmax(logits_of(params, test["image"]), -1) == test["label"])
-
-    return Task(
-        loss_fn=loss_fn,
-        init=init,
-        stream=data.Stream(
-            {"image": images.train_images, "label": labels},
-            shards,
-            batch_size=batch_size,
-            seed=seed,
-            visit=None if cohort is None else lambda step: cohort(step // local_steps),
-        ),
-        accuracy=accuracy,
-        test={"image": images.test_images, "label": images.test_labels},
-        classes=10,
+    found = data.digits.load()
+    return images(
+        {"image": found.train_images, "label": found.train_labels},
+        {"image": found.test_images, "label": found.test_labels},
+        workers=workers,
+        batch_size=batch_size,
+        split=split,
+        concentration=concentration,
+        seed=seed,
+        white=16,
+        shares=None if cohort is None else cohort.clients,
+        visit=None if cohort is None else lambda step: cohort(step // local_steps),
     )
