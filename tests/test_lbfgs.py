@@ -84,9 +84,9 @@ def test_every_step_satisfies_the_conditions_of_its_line_search(x64, line_search
         state, metrics = trainer.step(state, batch)
         moved = np.asarray(trainer.readout(state)) - x
         after, slope = both(trainer.readout(state))
-        assert after <= F + 1e-4 * np.dot(g, moved) + 1e-14
+        assert after <= F + 1e-4 * np.dot(g, moved) + 1e-12
         if line_search == "wolfe":
-            assert abs(np.dot(slope, moved)) <= 0.9 * abs(np.dot(g, moved)) + 1e-14
+            assert abs(np.dot(slope, moved)) <= 0.9 * abs(np.dot(g, moved)) + 1e-12
         lengths.append(float(metrics["step_length"]))
     np.testing.assert_allclose(trainer.readout(state), 1.0, atol=1e-6)
     assert set(lengths) > {1.0}
@@ -106,7 +106,9 @@ def test_stays_where_it_is_once_nothing_is_lower(line_search):
     for _ in range(60):
         state, _ = trainer.step(state, batch)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
-    np.testing.assert_allclose(trainer.readout(state), data.minimiser, atol=2e-3)
+    # Losses alone tell points apart to the root of the precision, slopes to the precision.
+    atol = 2e-6 if line_search == "wolfe" else 2e-3
+    np.testing.assert_allclose(trainer.readout(state), data.minimiser, rtol=0, atol=atol)
 
 
 def test_a_loss_that_is_not_finite_is_stepped_back_from(x64):
@@ -135,7 +137,7 @@ def test_history_per_device_falls_as_one_over_the_workers():
         compiled = trainer.compiled.lower(state, batch).compile()
         return compiled.memory_analysis()
 
-    kept = {W: held(W) for W in (1, 2, 4, 8)}
+    kept = {W: held(W) for W in (1, 2, 8)}
     for W, analysis in kept.items():
         state = 4 * size * (1 + (2 * memory + 2) / W)
         assert abs(analysis.alias_size_in_bytes - state) < 100

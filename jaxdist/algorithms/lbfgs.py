@@ -9,7 +9,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jaxdist import worker
-from jaxdist.algorithms.base import Algorithm, Params, State, check_period, refuse_others
+from jaxdist.algorithms.base import Algorithm, Params, State, check_period, refuse_others, widest
 
 LineSearch = Literal["wolfe", "armijo"]
 EXACT = lax.Precision.HIGHEST  # a TPU would otherwise multiply in bfloat16
@@ -38,9 +38,9 @@ def lbfgs(
     such sums, so that all workers take the same one.
 
     `wolfe` doubles and bisects until |slope(a)| <= curvature |slope(0)| as well as
-    F(x + a d) <= F(x) + decrease a slope(0), so that the next s.y is positive; `armijo` halves until
-    the second holds, with no gradient at the trials. If none does, x stays and the history is
-    dropped. Before there is a history, d = -g min(1, 1/|g|).
+    F(x + a d) <= F(x) + decrease a slope(0), up to the rounding of F, so that the next s.y is
+    positive; `armijo` halves until the second holds, with no gradient at the trials. If none does, x
+    stays and the history is dropped. Before there is a history, d = -g min(1, 1/|g|).
 
     It has no inner rule and no learning rate. Give every step the *same* batch, all the data, split
     over the workers: differences of gradients over different examples are noise. Use it for convex or
@@ -81,6 +81,8 @@ def lbfgs(
 
     References:
       Dean et al., Large Scale Distributed Deep Networks, NIPS 2012 (Sandblaster).
+      Hager and Zhang, A New Conjugate Gradient Method with Guaranteed Descent and an Efficient Line
+      Search, SIAM J. Optim. 2005 (the rounding of F).
       Chen, Wang and Zhou, Large-scale L-BFGS using MapReduce, NIPS 2014 (the recursion on
       coefficients).
       Nocedal and Wright, Numerical Optimization, 2006, chapters 3 and 7.
@@ -218,6 +220,8 @@ def _search(
     out, the last one at which the loss was low counts, or 0.
     """
     zero, one = jnp.zeros_like(loss), jnp.ones_like(loss)
+    # Near the minimum the loss no longer shows what the slope still does (Hager and Zhang 2005).
+    blur = 10 * jnp.finfo(loss.dtype).eps * jnp.abs(loss) if curvature else zero
 
     def going(carry) -> jax.Array:
         tried, *_, done = carry
@@ -226,7 +230,7 @@ def _search(
     def bisect(carry):
         tried, length, best, lower, upper, _ = carry
         here, tilt = along(length)
-        low = here <= loss + decrease * length * slope  # false for NaN
+        low = here <= loss + decrease * length * slope + blur  # false for NaN
         falls = low & (tilt < curvature * slope) if curvature else jnp.zeros_like(low)
         rises = low & (tilt > -curvature * slope) if curvature else jnp.zeros_like(low)
         lower = jnp.where(falls, length, lower)
@@ -241,10 +245,7 @@ def _search(
 
 
 def _wide(tree: Params) -> Params:
-    """All leaves in the one dtype that holds them all, float32 at least."""
-    with jax.numpy_dtype_promotion("standard"):  # the answer is about dtypes, not a silent cast
-        of = [worker.accumulation_dtype(x.dtype) for x in jax.tree.leaves(tree)]
-        dtype = jnp.result_type(*of)
+    dtype = widest(tree)
     return jax.tree.map(lambda x: x.astype(dtype), tree)
 
 

@@ -62,8 +62,9 @@ def lbfgs(problem, steps, x0, *, memory=10, decrease=1e-4, curvature=0.9, trials
     compute.) Choices: a pair is refused if the cosine of s and y is not above the rounding unit; with
     no pairs H = min(1, 1/|g|). s and y are differences of successive steps, each gradient on the batch
     of its own step. The line search starts at a = 1 and goes to the middle of its bracket, or doubles
-    while that has no upper end; curvature=None asks for the sufficient decrease only. After `trials`
-    misses the last point of sufficient decrease is taken; if there was none, x stays and the pairs go.
+    while that has no upper end; curvature=None asks for the sufficient decrease only, and otherwise
+    10 rounding units of F are forgiven. After `trials` misses the last point of sufficient decrease
+    is taken; if there was none, x stays and the pairs go.
     """
     n = np.size(x0)
     x, before, pairs = np.array(x0, np.float64), None, []
@@ -95,7 +96,8 @@ def lbfgs(problem, steps, x0, *, memory=10, decrease=1e-4, curvature=0.9, trials
 
         a, taken, low, high = 1.0, 0.0, 0.0, np.inf
         for _ in range(trials):
-            enough = F(x + a * d) <= F(x) + decrease * a * (g @ d)
+            blur = 10 * np.finfo(float).eps * abs(F(x)) if curvature else 0.0
+            enough = F(x + a * d) <= F(x) + decrease * a * (g @ d) + blur
             tilt = slope(x + a * d, d) / abs(g @ d)
             taken = a if enough else taken
             if enough and (curvature is None or abs(tilt) <= curvature):
