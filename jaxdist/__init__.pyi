@@ -14,6 +14,7 @@ from . import worker as worker
 from .algorithms.all_reduce import all_reduce as all_reduce
 from .algorithms.base import Algorithm as Algorithm
 from .algorithms.base import State as State
+from .algorithms.delayed import delayed as delayed
 from .algorithms.diloco import diloco as diloco
 from .algorithms.gossip import gossip as gossip
 from .algorithms.local_sgd import local_sgd as local_sgd
