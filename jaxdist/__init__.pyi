@@ -15,10 +15,16 @@ from . import worker as worker
 from .algorithms.all_reduce import all_reduce as all_reduce
 from .algorithms.base import Algorithm as Algorithm
 from .algorithms.base import State as State
+from .algorithms.delay_compensated import delay_compensated as delay_compensated
 from .algorithms.delayed import delayed as delayed
 from .algorithms.diloco import diloco as diloco
+from .algorithms.downpour import downpour as downpour
+from .algorithms.elastic_averaging import elastic_averaging as elastic_averaging
 from .algorithms.gossip import gossip as gossip
+from .algorithms.hogwild import hogwild as hogwild
 from .algorithms.local_sgd import local_sgd as local_sgd
+from .algorithms.pairwise import pairwise as pairwise
+from .algorithms.stale_synchronous import stale_synchronous as stale_synchronous
 
 # Running them.
 from .executor import Evaluation as Evaluation
