@@ -79,7 +79,7 @@ def test_one_worker_alone_is_its_inner_rule(x64):
 def test_delayed_is_stable_up_to_the_known_learning_rate(x64, delay):
     edge = 2 * np.sin(np.pi / (2 * (2 * delay + 1)))
     ends = [
-        after(jd.delayed(optax.sgd(c * edge), delay=delay), 3000, workers=1)[0]
+        after(jd.delayed(optax.sgd(c * edge), delay=delay), 5000, workers=1)[0]
         for c in (0.98, 1.02)
     ]
     assert abs(ends[0]) < 1e-3

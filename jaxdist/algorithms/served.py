@@ -44,6 +44,24 @@ def served(
       pull_every: gradients from one pull to the next.
       pushed: `pushed(gradients, copy)` -> what a worker sends.
       pulled: `pulled(key, new, old)` -> the copy that it goes on with.
+
+    Returns:
+      An `Algorithm`. shared: what the server shares, and the book of arrivals. local: the copy, the sum
+      of gradients not yet pushed where push_every is above 1, and a share of a sharded server.
+
+    Communication:
+      The server's.
+
+    Example:
+      >>> import jaxdist as jd, optax
+      >>> from jaxdist.algorithms.server import make_server
+      >>> clock = jd.clock.constant(4)
+      >>> server = make_server(optax.sgd(0.1), "replicated", workers=4)
+      >>> served(server, clock).sends(jnp.ones(5), 0)
+      20
+
+    References:
+      Li et al., Scaling Distributed Machine Learning with the Parameter Server, OSDI 2014.
     """
 
     def init(params: Params) -> State:
