@@ -82,7 +82,7 @@ def downpour(
       >>> print(f"{trainer.readout(state):.1f} at {metrics['simulated_seconds'][-1]:.0f} seconds")
       1.2 at 400 seconds
       >>> metrics["staleness"][-1].tolist()
-      [1, 1, 401, 797, 0, 0, 0, 0, 0, 0, 0, 0, 100, 0, 0, 0]
+      [1, 1, 901, 297, 0, 0, 0, 0, 0, 0, 0, 0, 100, 0, 0, 0]
 
       The slow one, whose target is 3, is heard a quarter as often: 15/13 is the mean by arrivals.
 

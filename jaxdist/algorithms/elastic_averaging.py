@@ -86,7 +86,7 @@ def elastic_averaging(
       >>> state, metrics = trainer.steps(state, jnp.tile(jnp.arange(4.0), (200, 1)))
       >>> points = trainer.gradient_at(state)
       >>> print(f"center {trainer.readout(state):.3f}, spread {points.max() - points.min():.3f}")
-      center 1.500, spread 1.459
+      center 1.500, spread 1.378
 
     References:
       Zhang, Choromanska, LeCun, Deep Learning with Elastic Averaging SGD, NeurIPS 2015.
