@@ -103,7 +103,7 @@ ENTRIES: dict[str, Entry] = {
     "event_triggered": Entry(
         make=event_triggered,
         tier=2,
-        rule="s_i <- v_i = x_i + u_i where |v_i - s_i| > threshold; x_i <- v_i + sum_j W(t)_ij s_j - s_i",
+        rule="s_i <- v_i = x_i + u_i where norm(v_i - s_i) > threshold; x_i <- v_i + sum_j W(t)_ij s_j - s_i",
         shared="part of the messages that was due",
         local="params, inner state, what was last said",
         sends="degree x size(params) a step; a network would carry the part that was due",

@@ -42,6 +42,7 @@ TWINS = {
     "downpour": asynchronous.downpour,
     "stale_synchronous": asynchronous.stale_synchronous,
     "delay_compensated": asynchronous.delay_compensated,
+    "hogwild": asynchronous.hogwild,
     "elastic_averaging_arrivals": asynchronous.elastic_averaging_arrivals,
 }
 

@@ -255,20 +255,30 @@ def choco(problem, steps, x0, *, inner, matrix, compressor, consensus_step):
     return trace
 
 
-def pairwise(problem, steps, x0, *, inner, matrix):
-    """AD-PSGD with everyone active at every step: x' = P x + u, g at x. (Lian et al. 2018.)
+def pairwise(problem, steps, x0, *, inner, matrix, arrivals=None):
+    """AD-PSGD: x' = P x + u, g at the copy y that was read when g was begun. (Lian et al. 2018.)
 
-    P = matrix(t) averages pairs. A worker reads its x, computes g there, meanwhile is averaged with
-    its partner, and applies the step to the average. With the trivial clock the copy it reads is
-    its x at the beginning of the step: this is gossip's combine_while_adapt. Readout is mean x.
+    P = matrix(t) averages pairs. A worker reads its x into y, computes g there, meanwhile is averaged
+    with partners, applies the step to the average, and reads again. A pair is averaged, once, in the
+    steps in which one of the two delivers. arrivals[t] names who delivers at step t, None everyone:
+    then the copy is x at the beginning of the step, and this is gossip's combine_while_adapt. inner
+    sees x before the average. Readout is mean x, points are the copies.
     """
-    X = copies(problem, x0)
+    X, Y = copies(problem, x0), copies(problem, x0)
     states = begin(inner, X)
-    trace = Trace.begin(X, X.mean(0))
+    trace = Trace.begin(Y, X.mean(0))
     for t in range(steps):
-        U, states = each(inner, problem.gradient(t, X), states, X)
-        X = matrix(t) @ X + U
-        trace.record(X, X.mean(0))
+        here = set(range(problem.workers)) if arrivals is None else set(arrivals[t])
+        U, new_states = each(inner, problem.gradient(t, Y), states, X)
+        mixed = matrix(t) @ X
+        for i in range(problem.workers):
+            partners = set(np.flatnonzero(matrix(t)[i])) - {i}
+            if here & (partners | {i}):
+                X[i] = mixed[i]
+        for i in here:
+            X[i], states[i] = X[i] + U[i], new_states[i]
+            Y[i] = X[i]
+        trace.record(Y, X.mean(0))
     return trace
 
 
