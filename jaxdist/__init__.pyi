@@ -5,6 +5,7 @@ __version__: str
 # Who talks to whom.
 from . import audit as audit
 from . import data as data
+from . import faults as faults
 from . import models as models
 from . import tasks as tasks
 from . import topology as topology
@@ -16,6 +17,7 @@ from .algorithms.base import Algorithm as Algorithm
 from .algorithms.base import State as State
 from .algorithms.diloco import diloco as diloco
 from .algorithms.event_triggered import event_triggered as event_triggered
+from .algorithms.faulty import faulty as faulty
 from .algorithms.gossip import gossip as gossip
 from .algorithms.local_sgd import local_sgd as local_sgd
 from .algorithms.neighbor_momentum import decentlam as decentlam

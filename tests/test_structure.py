@@ -25,6 +25,7 @@ FLOORS = {
     "network": 1,
     "worker": 2,
     "buckets": 3,
+    "faults": 3,
     "compress": 3,
     "gradient": 3,
     "layout": 3,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxdist import mixing
 from jaxdist.topology import Topology
 
 
@@ -30,5 +31,5 @@ def check_doubly_stochastic(method: str, topology: Any) -> None:
 
 
 def exchanges(topology: Topology, step: int) -> int:
-    """How many permutations that move anything one mix executes at this step."""
-    return len(topology.permutations(step).sources) - 1
+    """How many times one mix sends everything at this step: permutations, or one all-gather."""
+    return 1 if mixing.gathers(topology) else len(topology.permutations(step).sources) - 1
