@@ -17,11 +17,16 @@ from .algorithms.base import Algorithm as Algorithm
 from .algorithms.base import State as State
 from .algorithms.diloco import diloco as diloco
 from .algorithms.event_triggered import event_triggered as event_triggered
+from .algorithms.exact_diffusion import d2 as d2
+from .algorithms.exact_diffusion import exact_diffusion as exact_diffusion
+from .algorithms.exact_diffusion import extra as extra
 from .algorithms.faulty import faulty as faulty
 from .algorithms.gossip import gossip as gossip
+from .algorithms.gradient_tracking import gradient_tracking as gradient_tracking
 from .algorithms.local_sgd import local_sgd as local_sgd
 from .algorithms.neighbor_momentum import decentlam as decentlam
 from .algorithms.neighbor_momentum import quasi_global_momentum as quasi_global_momentum
+from .algorithms.push_sum import push_sum as push_sum
 from .algorithms.relay import relay as relay
 
 # Running them.

@@ -78,6 +78,67 @@ def mix(
     return _exchange(tree, topology, step, mixed, lambda one: one.own, keeps, now)
 
 
+def change(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
+    """What one `mix` would add to every worker's arrays, in at least float32.
+
+        d_i = sum_j W(step)_ij x_j - x_i
+
+    For methods that add up what their exchanges did: over all workers the changes sum to zero, also
+    in floating point, where a difference of two rounded results would leave a remainder that grows.
+    Under rows that sum to one the differences x_j - x_i are weighted, so that it is exactly zero
+    where all agree; otherwise what arrives is set against what a worker gives away.
+
+    Args:
+      tree: this worker's arrays, floating point.
+      topology: as for `mix`, its columns summing to one.
+      step: as for `mix`.
+
+    Returns:
+      A pytree like `tree` in at least float32, this worker's own.
+
+    Communication:
+      As `mix`: in the leaf's own dtype.
+    """
+    by_rows = topology.stochastic != "column"
+
+    def changed(arrays: list[jax.Array], factors: list[Factor]) -> jax.Array:
+        wide = worker.accumulation_dtype(arrays[0].dtype)
+        own, *others = (x.astype(wide) for x in arrays)
+        return _weighted([own, *(x - own if by_rows else x for x in others)], factors)
+
+    def own_weight(one: Round) -> np.ndarray:
+        return np.zeros(one.size) if by_rows else one.own - one.column_sums
+
+    keeps = None if by_rows else "sender"
+    return _exchange(tree, topology, step, changed, own_weight, keeps, faults.current())
+
+
+def arriving(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
+    """The part of `mix` that comes from others, in at least float32.
+
+        x_i <- sum_(j != i) W(step)_ij x_j
+
+    Args:
+      tree: this worker's arrays, floating point.
+      topology: as for `mix`.
+      step: as for `mix`.
+
+    Returns:
+      A pytree like `tree` in at least float32, this worker's own.
+
+    Communication:
+      As `mix`: in the leaf's own dtype.
+    """
+
+    now = faults.current()
+    if now.alive is not None or now.dropped is not None:
+        raise ValueError(
+            "jd.push_sum with a delay keeps what it sends before it knows that it was lost, and can not "
+            "run under jd.faulty; write delay=0"
+        )
+    return _exchange(tree, topology, step, _weighted, lambda one: np.zeros(one.size), None, now)
+
+
 def check_size(topology: Topology) -> None:
     """Refuses, while tracing, a topology for another number of workers than there are."""
     if topology.size != worker.count():

@@ -47,7 +47,9 @@ def trajectory(algorithm, data, *, devices, steps, dtype=np.float64, loss=cases.
 def check_twin(name, label, *, workers=6, devices=3, steps=13):
     data, case = problem(workers), cases.case(name, label)
     points, readouts, _ = trajectory(case.make(workers), data, devices=devices, steps=steps)
-    twin = twins.TWINS[name](data, steps, np.ones(data.dimension), **case.twin(workers))
+    twin = twins.TWINS[case.recursion or name](
+        data, steps, np.ones(data.dimension), **case.twin(workers)
+    )
     np.testing.assert_allclose(points, np.stack(twin.points), rtol=0, atol=1e-10)
     np.testing.assert_allclose(readouts, np.stack(twin.readout), rtol=0, atol=1e-10)
 
@@ -212,6 +214,9 @@ def test_what_is_all_reduce_with_full_communication_equals_it(x64):
     for algorithm in (
         jd.gossip(rule, complete),
         jd.gossip(rule, complete, order="combine_then_adapt"),
+        jd.push_sum(rule, complete),
+        jd.gradient_tracking(rule, complete),
+        jd.d2(rule, complete),
         jd.local_sgd(rule, period=1),
         jd.local_sgd(rule, period=5, start=100),
         jd.diloco(rule, optax.sgd(1.0), period=1),
@@ -236,6 +241,13 @@ def test_one_worker_is_its_inner_rule(x64, standard_promotion, rule):
         jd.all_reduce(rule),
         jd.gossip(rule, jd.topology.ring(1)),
         jd.gossip(rule, jd.topology.one_peer_exponential(1), order="combine_while_adapt"),
+        jd.push_sum(rule, jd.topology.exponential(1)),
+        jd.push_sum(rule, jd.topology.ring(1), delay=2),
+        jd.gradient_tracking(rule, jd.topology.ring(1)),
+        jd.gradient_tracking(rule, jd.topology.ring(1), order="combine_while_adapt"),
+        jd.exact_diffusion(rule, jd.topology.ring(1)),
+        jd.d2(rule, jd.topology.ring(1)),
+        jd.extra(rule, jd.topology.ring(1)),
         jd.local_sgd(rule, period=3),
         jd.diloco(rule, optax.sgd(1.0), period=1),
     ):
@@ -283,6 +295,8 @@ def test_any_optax_rule_runs_inside_alike_on_lanes_and_devices(x64, standard_pro
     for algorithm in (
         jd.all_reduce(rule),
         jd.gossip(rule, jd.topology.ring(4)),
+        jd.push_sum(rule, jd.topology.exponential(4)),
+        jd.gradient_tracking(rule, jd.topology.ring(4)),
         jd.diloco(rule, optax.sgd(0.7), period=2),
     ):
         ends = [trajectory(algorithm, data, devices=d, steps=4)[1] for d in (1, 4)]

@@ -82,6 +82,25 @@ def local_init(inner: optax.GradientTransformation, params: Params) -> PyTree:
     return jax.tree.map(own, inner.init(params))
 
 
+def updates(
+    inner: optax.GradientTransformation,
+    grads: PyTree,
+    inner_state: PyTree,
+    params: Params,
+    *,
+    value: jax.Array | None = None,
+    objective: Callable[[Params], jax.Array] | None = None,
+) -> tuple[PyTree, PyTree]:
+    """What an optax rule would add to the parameters, and the new state of the rule.
+
+    The loss and, for rules with a line search, the loss as a function are offered to rules that ask
+    for them.
+    """
+    return optax.with_extra_args_support(inner).update(
+        grads, inner_state, params, value=value, grad=grads, value_fn=objective
+    )
+
+
 def apply(
     inner: optax.GradientTransformation,
     grads: PyTree,
@@ -91,15 +110,9 @@ def apply(
     value: jax.Array | None = None,
     objective: Callable[[Params], jax.Array] | None = None,
 ) -> tuple[Params, PyTree]:
-    """One step of an optax rule: the new parameters and the new state of the rule.
-
-    The loss and, for rules with a line search, the loss as a function are offered to rules that ask
-    for them.
-    """
-    updates, inner_state = optax.with_extra_args_support(inner).update(
-        grads, inner_state, params, value=value, grad=grads, value_fn=objective
-    )
-    return optax.apply_updates(params, updates), inner_state
+    """One step of an optax rule: the new parameters and the new state of the rule."""
+    u, inner_state = updates(inner, grads, inner_state, params, value=value, objective=objective)
+    return optax.apply_updates(params, u), inner_state
 
 
 def check_rule(name: str, rule: Any) -> None:

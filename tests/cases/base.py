@@ -10,12 +10,14 @@ class Case(NamedTuple):
     """One method with one set of arguments.
 
     make(workers) -> Algorithm; twin(workers) -> keywords of the twin; branch(t): which branch of the
-    step's one conditional communicates at step t (None: the method has none).
+    step's one conditional communicates at step t (None: the method has none); recursion: the name of
+    the twin, where on these arguments it is not that of the method.
     """
 
     make: Callable[[int], Any]
     twin: Callable[[int], dict[str, Any]]
     branch: Callable[[int], str | None] = lambda t: None
+    recursion: str | None = None
 
 
 def loss(x, batch, key):
