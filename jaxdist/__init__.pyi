@@ -6,6 +6,7 @@ __version__: str
 from . import audit as audit
 from . import clock as clock
 from . import data as data
+from . import faults as faults
 from . import models as models
 from . import network as network
 from . import scaling as scaling
@@ -29,6 +30,7 @@ from .algorithms.event_triggered import event_triggered as event_triggered
 from .algorithms.exact_diffusion import d2 as d2
 from .algorithms.exact_diffusion import exact_diffusion as exact_diffusion
 from .algorithms.exact_diffusion import extra as extra
+from .algorithms.faulty import faulty as faulty
 from .algorithms.federated import federated as federated
 from .algorithms.federated import fedprox as fedprox
 from .algorithms.federated import scaffold as scaffold

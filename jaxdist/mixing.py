@@ -5,45 +5,77 @@ before the round is chosen, so that the program does not grow with leaves x roun
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache, reduce
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxdist import buckets, worker
-from jaxdist.topology import Topology
-from jaxdist.topology.rounds import Round
+from jaxdist import buckets, faults, worker
+from jaxdist.topology import Round, Topology
+from jaxdist.topology.connectivity import components
 
 PyTree = Any
+Factor = float | jax.Array
+Keeps = Literal["receiver", "sender"]
+
+# Every different round is a branch of the program: a thousand of them compiled for minutes.
+MOST_BRANCHES = 128
 
 
-def mix(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
+def mix(
+    tree: PyTree,
+    topology: Topology,
+    step: jax.Array,
+    *,
+    alive: jax.Array | None = None,
+    dropped: jax.Array | None = None,
+    keeps: Keeps | None = None,
+) -> PyTree:
     """Replaces every worker's arrays by the weighted mean over those it listens to at this step.
 
         x_i <- sum_j W(step)_ij x_j
+
+    Where a message does not arrive, its weight goes to somebody's own value: to the receiver's, so that
+    its weights still sum to one, or to the sender's, so that nothing is lost from the sum of all. Under
+    a symmetric matrix a link is lost both ways, both come to the same, and the mean over those who
+    are there is preserved. Who is away keeps its arrays.
 
     Args:
       tree: this worker's arrays, floating point.
       topology: who listens to whom; its size is the number of workers.
       step: the shared step, int32; it selects the round of a topology that varies.
+      alive: bool `[workers]`, the same for every worker: who takes part. None: all do, or what
+        `jd.faulty` says.
+      dropped: bool `[workers, workers]`, row = receiver, the same for every worker: which messages are
+        lost. None: none is, or what `jd.faulty` says.
+      keeps: to whom the weight of a lost message returns. None: to the sender where only the columns
+        of the matrix sum to one, else to the receiver.
 
     Returns:
       A pytree like `tree`, this worker's own.
 
     Communication:
       Every leaf once per permutation of the round, in the leaf's own dtype: at most
-      `topology.degree + 1` of them, the identity among them, which costs nothing.
+      `topology.degree + 1` of them, the identity among them, which costs nothing. Where there are
+      more than 128 different rounds, every leaf once in one all-gather instead: the program would
+      otherwise have a branch for each. That is for simulations; on a network give fewer rounds.
 
     Raises:
-      ValueError: the topology connects another number of workers than there are.
+      ValueError: the topology connects another number of workers than there are; workers that never
+        come back and without whom the others fall into groups.
     """
+    now = faults.current()
+    if alive is not None or dropped is not None:
+        now = faults.Masks(alive, dropped)
 
-    def mixed(arrays: list[jax.Array], factors: list[float | jax.Array]) -> jax.Array:
+    def mixed(arrays: list[jax.Array], factors: list[Factor]) -> jax.Array:
         return _weighted(arrays, factors).astype(arrays[0].dtype)
 
-    return _exchange(tree, topology, step, mixed)
+    keeps = keeps or ("sender" if topology.stochastic == "column" else "receiver")
+    return _exchange(tree, topology, step, mixed, lambda one: one.own, keeps, now)
 
 
 def change(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
@@ -69,7 +101,7 @@ def change(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
     """
     by_rows = topology.stochastic != "column"
 
-    def changed(arrays: list[jax.Array], factors: list[float | jax.Array]) -> jax.Array:
+    def changed(arrays: list[jax.Array], factors: list[Factor]) -> jax.Array:
         wide = worker.accumulation_dtype(arrays[0].dtype)
         own, *others = (x.astype(wide) for x in arrays)
         return _weighted([own, *(x - own if by_rows else x for x in others)], factors)
@@ -77,7 +109,8 @@ def change(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
     def own_weight(one: Round) -> np.ndarray:
         return np.zeros(one.size) if by_rows else one.own - one.column_sums
 
-    return _exchange(tree, topology, step, changed, own_weight)
+    keeps = None if by_rows else "sender"
+    return _exchange(tree, topology, step, changed, own_weight, keeps, faults.current())
 
 
 def arriving(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
@@ -97,38 +130,13 @@ def arriving(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
       As `mix`: in the leaf's own dtype.
     """
 
-    return _exchange(tree, topology, step, _weighted, lambda one: np.zeros(one.size))
-
-
-def _exchange(
-    tree: PyTree,
-    topology: Topology,
-    step: jax.Array,
-    combine: Callable[[list[jax.Array], list[float | jax.Array]], jax.Array],
-    own_weight: Callable[[Round], np.ndarray] = lambda one: one.own,
-) -> PyTree:
-    check_size(topology)
-
-    def round_of(one: Round) -> Callable[[list[jax.Array]], list[jax.Array]]:
-        sources, weights = one.permutations
-        weights = [own_weight(one), *weights[1:]]
-
-        def combined(buffers: list[jax.Array]) -> list[jax.Array]:
-            # Everything is sent before anything is used, so that XLA may have all of it under way.
-            received = [worker.permute(buffers, source) for source in sources[1:]]
-            factors = [_factor(row) for row in weights]
-            return [
-                combine([own, *others], factors)
-                for own, *others in zip(buffers, *received, strict=True)
-            ]
-
-        return combined
-
-    buffers, restore = buckets.pack(tree)
-    rounds = [round_of(one) for one in topology.rounds]
-    if len(rounds) == 1:
-        return restore(rounds[0](buffers))
-    return restore(lax.switch(step % len(rounds), rounds, buffers))
+    now = faults.current()
+    if now.alive is not None or now.dropped is not None:
+        raise ValueError(
+            "jd.push_sum with a delay keeps what it sends before it knows that it was lost, and can not "
+            "run under jd.faulty; write delay=0"
+        )
+    return _exchange(tree, topology, step, _weighted, lambda one: np.zeros(one.size), None, now)
 
 
 def check_size(topology: Topology) -> None:
@@ -154,14 +162,171 @@ def pass_on(tree: PyTree, source: np.ndarray) -> PyTree:
     return restore(worker.permute(buffers, source))
 
 
-def _factor(row: np.ndarray) -> float | jax.Array:
+def arrives(topology: Topology, source: np.ndarray) -> jax.Array:
+    """Whether what worker `source[i]` hands to worker `i`, this one, reaches it at this step."""
+    now = faults.current()
+    _check_survivors(topology, now.gone)
+    me = worker.index()
+    return _up(now, topology, me, jnp.asarray(source)[me])
+
+
+def gathers(topology: Topology) -> bool:
+    """Whether a topology has so many rounds that they are mixed out of one all-gather."""
+    return len(_distinct(topology)[0]) > MOST_BRANCHES
+
+
+def _exchange(
+    tree: PyTree,
+    topology: Topology,
+    step: jax.Array,
+    combine: Callable[[list[jax.Array], list[Factor]], jax.Array],
+    own_weight: Callable[[Round], np.ndarray],
+    keeps: Keeps | None,
+    now: faults.Masks,
+) -> PyTree:
+    """Sends everybody's arrays along the round and combines what arrives with its factors.
+
+    `own_weight` is the factor of a worker's own arrays; `keeps` says whose it is that grows by the
+    weights of lost messages, None: nobody's.
+    """
+    check_size(topology)
+    _check_survivors(topology, now.gone)
+    whole = now.alive is None and now.dropped is None
+    rounds, place = _distinct(topology)
+    buffers, restore = buckets.pack(tree)
+
+    def combined(
+        buffers: list[jax.Array],
+        received: list[list[jax.Array]],
+        factors: list[Factor],
+        senders: list[jax.Array],
+        receivers: list[tuple[jax.Array, jax.Array]],
+    ) -> list[jax.Array]:
+        if not whole:
+            me = worker.index()
+            ups = [_up(now, topology, me, sender) for sender in senders]
+            own, *others = factors
+            if keeps == "receiver":
+                lost = [jnp.where(up, 0.0, f) for up, f in zip(ups, others, strict=True)]
+            elif keeps == "sender":
+                lost = [jnp.where(_up(now, topology, r, me), 0.0, f) for r, f in receivers]
+            else:
+                lost = []
+            others = [jnp.where(up, f, 0.0) for up, f in zip(ups, others, strict=True)]
+            factors = [reduce(jnp.add, lost, jnp.asarray(own)), *others]
+        return [
+            combine([own, *others], factors)
+            for own, *others in zip(buffers, *received, strict=True)
+        ]
+
+    def round_of(one: Round) -> Callable[[list[jax.Array]], list[jax.Array]]:
+        sources, weights = one.permutations
+        targets = np.argsort(sources, axis=1)
+
+        def branch(buffers: list[jax.Array]) -> list[jax.Array]:
+            # Everything is sent before anything is used, so that XLA may have all of it under way.
+            received = [worker.permute(buffers, source) for source in sources[1:]]
+            factors = [_factor(row) for row in (own_weight(one), *weights[1:])]
+            if whole:
+                return combined(buffers, received, factors, [], [])
+            me = worker.index()
+            senders = [jnp.asarray(source)[me] for source in sources[1:]]
+            receivers = [
+                (jnp.asarray(target)[me], jnp.asarray(row[target])[me])
+                for target, row in zip(targets[1:], weights[1:], strict=True)
+            ]
+            return combined(buffers, received, factors, senders, receivers)
+
+        return branch
+
+    if not gathers(topology):
+        if len(rounds) == 1:
+            return restore(round_of(rounds[0])(buffers))
+        which = jnp.asarray(place)[step % len(place)]
+        return restore(lax.switch(which, [round_of(one) for one in rounds], buffers))
+
+    slots = max(len(one.permutations.sources) for one in rounds)
+    tables = [_padded(one, own_weight(one), slots) for one in rounds]
+    source, weight, target, given = (np.stack(table) for table in zip(*tables, strict=True))
+    at, me = jnp.asarray(place)[step % len(place)], worker.index()
+    all_buffers = worker.gather(buffers)
+    senders = [jnp.asarray(source)[at, slot, me] for slot in range(1, slots)]
+    return restore(
+        combined(
+            buffers,
+            [[x[sender] for x in all_buffers] for sender in senders],
+            [jnp.asarray(weight)[at, slot, me] for slot in range(slots)],
+            senders,
+            [
+                (jnp.asarray(target)[at, slot, me], jnp.asarray(given)[at, slot, me])
+                for slot in range(1, slots)
+            ],
+        )
+    )
+
+
+@lru_cache(maxsize=64)
+def _distinct(topology: Topology) -> tuple[list[Round], np.ndarray]:
+    """The different rounds of a topology, and which of them each step of the period takes."""
+    known: dict[bytes, int] = {}
+    rounds, place = [], []
+    for one in topology.rounds:
+        parts = (one.receivers, one.senders, one.weights, one.own)
+        key = b"".join(part.tobytes() for part in parts)
+        if key not in known:
+            known[key] = len(rounds)
+            rounds.append(one)
+        place.append(known[key])
+    return rounds, np.array(place, np.int32)
+
+
+def _padded(one: Round, own: np.ndarray, slots: int) -> tuple[np.ndarray, ...]:
+    """Sources, weights, targets and the weights given there, filled up to so many permutations."""
+    sources, weights = one.permutations
+    idle = slots - len(sources)
+    source = np.vstack([sources, np.tile(sources[:1], (idle, 1))])
+    weight = np.vstack([own[None], weights[1:], np.zeros((idle, one.size))])
+    target = np.argsort(source, axis=1).astype(np.int32)
+    return source, weight, target, np.take_along_axis(weight, target, axis=1)
+
+
+def _up(now: faults.Masks, topology: Topology, receiver: jax.Array, sender: jax.Array) -> jax.Array:
+    """Whether a message between two workers arrives."""
+    up = jnp.bool_(True)
+    if now.alive is not None:
+        up = now.alive[receiver] & now.alive[sender]
+    if now.dropped is not None:
+        up = up & ~now.dropped[receiver, sender]
+        if topology.symmetric:
+            up = up & ~now.dropped[sender, receiver]
+    return up
+
+
+def _check_survivors(topology: Topology, gone: frozenset[int]) -> None:
+    """Refuses to go on where those who are left never hear of each other."""
+    if not gone:
+        return
+    receivers = np.concatenate([one.receivers for one in topology.rounds])
+    senders = np.concatenate([one.senders for one in topology.rounds])
+    left = ~(np.isin(receivers, list(gone)) | np.isin(senders, list(gone)))
+    labels = components(receivers[left], senders[left], size=topology.size)
+    labels = np.delete(labels, list(gone))
+    if len(np.unique(labels)) > 1:
+        raise ValueError(
+            f"without the workers {sorted(gone)}, who never come back, {topology.name} falls into "
+            f"{len(np.unique(labels))} groups; give a topology with more links, for example "
+            f"jd.topology.exponential({topology.size}), or a stop to jd.faults.workers_lost"
+        )
+
+
+def _factor(row: np.ndarray) -> Factor:
     """This worker's entry of a row of weights; a plain number where all workers have the same."""
     if (row == row[0]).all():
         return float(row[0])
     return jnp.asarray(row)[worker.index()]
 
 
-def _weighted(arrays: list[jax.Array], factors: list[float | jax.Array]) -> jax.Array:
+def _weighted(arrays: list[jax.Array], factors: list[Factor]) -> jax.Array:
     """The weighted sum, in at least float32."""
     wide = worker.accumulation_dtype(arrays[0].dtype)
     terms = [

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from jaxdist import buckets, worker
+import jax.numpy as jnp
+
+from jaxdist import buckets, faults, worker
 
 PyTree = Any
 
@@ -14,7 +16,7 @@ def mean(tree: PyTree) -> PyTree:
 
     Values below float32 are accumulated in float32 and cast back. Small leaves of one dtype are
     reduced together, which is what makes a difference between processes: there every reduction
-    costs a round trip.
+    costs a round trip. Under `jd.faulty` it is the mean over the workers that are there.
 
     Args:
       tree: this worker's arrays, floating point.
@@ -27,4 +29,10 @@ def mean(tree: PyTree) -> PyTree:
       of every worker.
     """
     buffers, restore = buckets.pack(tree)
-    return restore(worker.mean(buffers))
+    alive = faults.current().alive
+    if alive is None:
+        return restore(worker.mean(buffers))
+    here = alive[worker.index()]
+    part = jnp.mean(alive, dtype=jnp.float32)
+    present = [jnp.where(here, x, jnp.zeros_like(x)) for x in buffers]
+    return restore([x / part.astype(x.dtype) for x in worker.mean(present)])

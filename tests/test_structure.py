@@ -30,6 +30,7 @@ FLOORS = {
     "worker": 2,
     "waiting": 2,
     "buckets": 3,
+    "faults": 3,
     "compress": 3,
     "gradient": 3,
     "layout": 3,

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdist import mixing
 from jaxdist.topology import Topology
 
 
@@ -80,5 +81,5 @@ def least_eigenvalue(topology: Topology) -> float:
 
 
 def exchanges(topology: Topology, step: int) -> int:
-    """How many permutations that move anything one mix executes at this step."""
-    return len(topology.permutations(step).sources) - 1
+    """How many times one mix sends everything at this step: permutations, or one all-gather."""
+    return 1 if mixing.gathers(topology) else len(topology.permutations(step).sources) - 1

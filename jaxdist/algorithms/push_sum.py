@@ -106,7 +106,9 @@ def push_sum(
         )
         held = optax.apply_updates(n, u), w
         if not delay:
-            return State(t + 1, (), (mixing.mix(held, topology, t), inner_state, ()))
+            return State(
+                t + 1, (), (mixing.mix(held, topology, t, keeps="sender"), inner_state, ())
+            )
         # A message waits at its sender until it is due, so that this exchange depends on no gradient.
         due = mixing.arriving(jax.tree.map(lambda x: x[t % delay], under_way), topology, t - delay)
         under_way = jax.tree.map(lambda x, new: x.at[t % delay].set(new), under_way, held)

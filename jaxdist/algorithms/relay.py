@@ -21,8 +21,6 @@ from jaxdist.algorithms.base import (
 from jaxdist.algorithms.neighbors import check_topology
 from jaxdist.topology import Topology
 
-PyTree = Any
-
 
 def relay(inner: optax.GradientTransformation, tree: Topology) -> Algorithm:
     """RelaySGD: take a local step, hand on what you heard along a tree, take the mean of all of it.
@@ -102,9 +100,18 @@ def relay(inner: optax.GradientTransformation, tree: Topology) -> Algorithm:
         mixing.check_size(tree)
         h = jax.tree.map(_wide, x)
         before = jax.tree.map(lambda h, *m: reduce(jnp.add, m, h), h, *messages)
+        passed = [
+            mixing.pass_on(jax.tree.map(jnp.subtract, before, m), p)
+            for p, m in zip(partners, messages, strict=True)
+        ]
+        # A slot without a partner keeps its zeros; a message that is lost leaves the one before it.
+        heard = [
+            own(row > 0, bool) & mixing.arrives(tree, p)
+            for p, row in zip(partners, behind, strict=True)
+        ]
         messages = [
-            _where(own(row > 0, bool), mixing.pass_on(jax.tree.map(jnp.subtract, before, m), p))
-            for p, row, m in zip(partners, behind, messages, strict=True)
+            jax.tree.map(lambda new, old, yes=yes: jnp.where(yes, new, old), new, old)
+            for yes, new, old in zip(heard, passed, messages, strict=True)
         ]
         x = jax.tree.map(
             lambda x, h, *m: (reduce(jnp.add, m, h) / tree.size).astype(x.dtype), x, h, *messages
@@ -153,8 +160,3 @@ def _slots(tree: Topology) -> tuple[np.ndarray, np.ndarray]:
 def _wide(x: jax.Array) -> jax.Array:
     x = jnp.asarray(x)
     return x.astype(worker.accumulation_dtype(x.dtype))
-
-
-def _where(real: jax.Array, message: PyTree) -> PyTree:
-    """The message, or zeros where a slot has no partner."""
-    return jax.tree.map(lambda m: jnp.where(real, m, jnp.zeros_like(m)), message)
