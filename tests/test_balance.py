@@ -116,6 +116,20 @@ def test_uneven_shares_give_the_gradient_of_the_union(shares, devices):
     np.testing.assert_allclose(metrics["error"], np.abs(whole["target"]).mean(), atol=1e-6)
 
 
+def test_lbfgs_goes_the_same_way_however_its_batch_was_dealt_out(x64):
+    whole = {k: v.astype(np.float64) for k, v in union().items()}
+    ends = []
+    for shares in (SHARES["by speed"], SHARES["portions"], [23]):
+        batch, workers = jd.data.deal(whole, shares), len(shares)
+        trainer = jd.execute(jd.lbfgs(), weighted, workers=workers, mesh=mesh_of(1))
+        state = trainer.init(jnp.zeros(4))
+        for _ in range(4):
+            state, _ = trainer.step(state, batch)
+        ends.append(np.asarray(trainer.readout(state)))
+    assert np.abs(ends[0]).max() > 0.1
+    np.testing.assert_allclose(ends, [ends[-1]] * len(ends), rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
