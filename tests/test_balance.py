@@ -77,6 +77,16 @@ def test_more_portions_leave_less_to_wait_for():
     assert seconds[-1] < 1.02 * ideal < jd.portions(clock, 256).equal_seconds / 256 / 7
 
 
+def test_backups_finish_what_a_dead_worker_has_begun():
+    dead = jd.clock.Clock(3, "dead", lambda count, start: jnp.array([1.0, 1.0, jnp.inf]))
+    dealt = jd.portions(dead, 9)
+    assert (dealt.seconds, dealt.equal_seconds) == (5.0, np.inf)
+    assert 2 not in dealt.worker
+    assert jd.balance(dead, 9).tolist() == [5, 4, 0]
+    with pytest.raises(ValueError, match="dead never delivers 1 of the 9 portions"):
+        jd.portions(dead, 9, backups=False)
+
+
 def losses(x, batch):
     return 0.5 * (jnp.dot(batch["features"], x) - batch["target"]) ** 2
 
