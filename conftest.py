@@ -57,11 +57,3 @@ def promotion_of_doctests(request):
     """Lets a doctest show what a user writes, who has standard promotion and uses adam."""
     if isinstance(request.node, pytest.DoctestItem):
         request.getfixturevalue("standard_promotion")
-
-
-def pytest_collection_modifyitems(items):
-    """Skips the tests of a TPU where there is none; asks the backend only if one was collected."""
-    on_tpu = [item for item in items if item.get_closest_marker("tpu")]
-    if on_tpu and jax.default_backend() != "tpu":
-        for item in on_tpu:
-            item.add_marker(pytest.mark.skip(reason="needs a TPU: run it there, JAX_PLATFORMS=tpu"))

@@ -1,4 +1,4 @@
-"""The command line: jaxdist train, eval, check, topology, doctor."""
+"""The command line: jaxdist train, eval, check, topology, data, doctor."""
 
 import argparse
 import shlex
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parser = _parser()
         options, rest = parser.parse_known_args(arguments)
-        if rest and options.command not in ("train", "check"):
+        if rest and options.command not in ("train", "check", "inspect"):
             parser.error(f"unrecognized arguments: {shlex.join(rest)}")
         options.run(options, rest)
     except FloatingPointError as error:
@@ -31,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _ours(error):
             raise
         return _say(error, 2)
+    except RuntimeError as error:
+        if "Unable to initialize backend" not in str(error):
+            raise
+        return _say(f"{error}; unset JAX_PLATFORMS, or install the extra: tpu, cuda", 2)
     except KeyboardInterrupt:
         return 130
     return 0
@@ -44,7 +48,7 @@ def _ours(error: Exception) -> bool:
     return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
 
 
-def _say(error: Exception, code: int) -> int:
+def _say(error: Exception | str, code: int) -> int:
     print(f"jaxdist: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
@@ -62,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.error = _refuse
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: object, summary: str, *, help: bool = True):
-        made = commands.add_parser(
+    def command(name: str, run: object, summary: str, *, help: bool = True, of=commands):
+        made = of.add_parser(
             name, help=summary, description=summary, allow_abbrev=False, add_help=help
         )
         made.error = _refuse
@@ -72,19 +76,51 @@ def _parser() -> argparse.ArgumentParser:
 
     one = command("train", _train, "train a config, or go on with its run", help=False)
     one.add_argument("config", help="a Python file, for example configs/digits_gossip.py")
-    one.add_argument("--workdir", type=Path, help="the run's folder (default runs/CONFIG)")
+    one.add_argument("--workdir", type=_folder, help="the run's folder (default runs/CONFIG)")
     one.add_argument("--resume", choices=("auto", "must", "never"), default="auto")
     one = command("eval", _eval, "evaluate the newest checkpoint of a run")
-    one.add_argument("workdir", type=Path, help="the run's folder")
+    one.add_argument(
+        "run_folder", nargs="?", type=_folder, help="the run's folder", metavar="WORKDIR"
+    )
+    one.add_argument("--workdir", type=_folder, help="the same")
     one = command("check", _check, "build a config and check it, without training", help=False)
     one.add_argument("config", help="a Python file")
-    one.add_argument("--workdir", type=Path, help="a run's folder to check it against")
+    one.add_argument("--workdir", type=_folder, help="a run's folder to check it against")
+    one = command(
+        "inspect", _inspect, "show what one compiled step sends, computes and needs", help=False
+    )
+    one.add_argument("config", help="a Python file")
+    one.add_argument("--target", default="cpu:8", help="compile for cpu:8, v5e:4x4, h100:8, ...")
+    one.add_argument("--json", type=Path, help="also write everything to this file")
     one = command("topology", _topology, "show who listens to whom, and how fast they agree")
     one.add_argument("name", help="for example ring")
     one.add_argument("--size", type=int, default=8, help="how many workers (default 8)")
-    one.add_argument("--output", type=Path, help="where to draw it (default NAME_SIZE.png)")
-    command("doctor", _doctor, "show versions, devices, memory and free disk space")
+    one.add_argument(
+        "--workdir", type=_folder, default=Path(), help="where to draw it (default here)"
+    )
+    one.add_argument("--output", type=Path, help="the drawing (default WORKDIR/NAME_SIZE.png)")
+    one = command("data", _data, "prepare data sets of TFDS, or show which are prepared")
+    actions = one.add_subparsers(dest="action", required=True, metavar="ACTION")
+    summary = "download a data set if need be, and write it as array_record"
+    one = command("prepare", _data, summary, of=actions)
+    one.add_argument("name", help="for example mnist, or digits, which needs no network")
+    where = "where prepared sets are (default TFDS_DATA_DIR, or ~/tensorflow_datasets)"
+    one.add_argument("--data-dir", "--workdir", type=_folder, help=where)
+    one = command("list", _data, "show which data sets are prepared", of=actions)
+    one.add_argument("--data-dir", "--workdir", type=_folder, help=where)
+    one = command("doctor", _doctor, "show versions, devices, ports, disk, network and data sets")
+    one.add_argument(
+        "--workdir", type=_folder, default=Path(), help="a folder to look at (default here)"
+    )
     return parser
+
+
+def _folder(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no path of a file system; mount it (gcsfuse), and write the path"
+        )
+    return Path(text)
 
 
 def _row(name: str, value: object) -> None:
@@ -101,7 +137,13 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
     config = experiment.read(options.config, rest)
     folder = options.workdir or Path("runs", config.path.stem)
-    outcome = train(config, folder, resume=options.resume)
+    import jax
+
+    first = jax.process_index() == 0  # which speaks for all of a job
+    say = print if first else lambda line: None
+    outcome = train(config, folder, resume=options.resume, say=say)
+    if not first:
+        return
     if not outcome.finished:
         again = ["jaxdist", "train", options.config, *rest, "--workdir", str(folder)]
         print(f"saved step {outcome.step}; to go on: {shlex.join(again)}")
@@ -123,22 +165,26 @@ def _rows(line: dict[str, float]) -> None:
 
 
 def _eval(options: argparse.Namespace, rest: list[str]) -> None:
+    given = {folder for folder in (options.run_folder, options.workdir) if folder is not None}
+    if len(given) != 1:
+        _refuse("jaxdist eval evaluates one run: write jaxdist eval WORKDIR")
+    workdir = given.pop()
     import jax
 
     from jaxdist import checkpoint, experiment, metrics, run_folder
     from jaxdist.executor import execute
 
-    record = run_folder.read_record(options.workdir)
+    record = run_folder.read_record(workdir)
     # The config is run from where it was, never from the copy in the folder.
     config = experiment.read(record["config"], keywords=record["keywords"])
     if config.source != record["source"]:
-        raise ValueError(f"{record['config']} has changed since {options.workdir} was made from it")
+        raise ValueError(f"{record['config']} has changed since {workdir} was made from it")
     made = config.experiment
     trainer = execute(made.algorithm, made.task.loss_fn, workers=made.workers, seed=made.seed)
     state = trainer.init(made.task.init(jax.random.key(made.seed)))
-    found = checkpoint.restore(options.workdir / "checkpoints", state)
+    found = checkpoint.restore(workdir / "checkpoints", state)
     if found is None:
-        raise ValueError(f"{options.workdir} holds no checkpoint yet; write jaxdist train")
+        raise ValueError(f"{workdir} holds no checkpoint yet; write jaxdist train")
     for line in found.said:
         print(line)
     _row("step", f"{found.step} of {made.steps}")
@@ -174,6 +220,30 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
     print(f"{options.config} is fine")
 
 
+def _inspect(options: argparse.Namespace, rest: list[str]) -> None:
+    import json
+
+    import jax
+
+    from jaxdist import audit, experiment, layout, run_folder, targets
+    from jaxdist.executor import execute
+
+    # Simulated devices must be asked for before JAX makes its first array.
+    devices = targets.devices(options.target)
+    config = experiment.read(options.config, rest)
+    made = config.experiment
+    mesh = layout.default_mesh(made.workers, devices)
+    trainer = execute(made.algorithm, made.task.loss_fn, workers=made.workers, mesh=mesh)
+    params = jax.eval_shape(made.task.init, jax.random.key(made.seed))
+    found = audit.inspect(trainer.lower(params, made.task.stream.batch(0)))
+    kind = mesh.devices.flat[0].device_kind
+    print(f"{options.config}: {made.workers} workers on {mesh.size} x {kind}, one step\n")
+    print(audit.table(found))
+    if options.json:
+        run_folder.replace(options.json, json.dumps(found.as_json(), indent=1) + "\n")
+        _row("written to", options.json)
+
+
 def _topology(options: argparse.Namespace, rest: list[str]) -> None:
     import difflib
 
@@ -187,16 +257,20 @@ def _topology(options: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError(f"there is no topology {name!r}; did you mean {', '.join(near)}?")
     made = topology.CATALOGUE[name](options.size)
     print(made)
-    for step in range(min(made.period, 4) if made.size <= 16 else 0):
+    printed = min(made.period, 4) if made.size <= 16 else 0
+    for step in range(printed):
         print(f"matrix of round {step} (row: who receives)")
         print(np.array2string(made.matrix(step), precision=3, suppress_small=True))
+    if 0 < printed < made.period:
+        print(f"{made.period - printed} more rounds are not printed")
     _row("degree", made.degree)
     _row("directed", "yes" if made.directed else "no")
     _row("stochastic", made.stochastic)
     _row("spectral gap", f"{made.spectral_gap:.4g}")
     _row("rounds to consensus", _rounds(made))
-    file = options.output or Path(f"{name}_{options.size}.png")
-    report.draw_topology(made, file, title=f"{name}, {made.size} workers")
+    file = options.output or options.workdir / f"{name}_{options.size}.png"
+    _writable(file.parent)
+    report.draw_topology(made, file, title=f"{name}, size {made.size}")
     _row("drawn", file)
 
 
@@ -213,19 +287,25 @@ def _rounds(topology) -> str:
     return "more than 10,000"
 
 
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: {error.strerror}; choose another folder") from None
+
+
+def _data(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxdist.data import preparing, tfds
+
+    if options.action == "prepare":
+        preparing.prepare(options.name, data_dir=options.data_dir)
+    folder = tfds.directory(options.data_dir)
+    for name in tfds.prepared(folder) or ["nothing is prepared"]:
+        print(f"{name} in {folder}")
+
+
 def _doctor(options: argparse.Namespace, rest: list[str]) -> None:
-    import os
-    import platform
-    import shutil
+    from jaxdist import doctor
 
-    import jax
-
-    from jaxdist import run_folder
-
-    _row("python", f"{platform.python_version()} on {platform.platform()}")
-    for name, version in run_folder.versions().items():
-        _row(name, version)
-    _row("devices", f"{jax.device_count()} x {jax.devices()[0].device_kind}")
-    _row("backend", jax.default_backend())
-    _row("cpu cores", os.cpu_count())
-    _row("free disk here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB")
+    for name, value in doctor.examine(options.workdir):
+        _row(name, value)

@@ -18,12 +18,16 @@ def join() -> bool:
       Whether there are other processes.
 
     Raises:
+      ValueError: one of these variables is no number.
       RuntimeError: from JAX, if the others can not be reached within five minutes.
     """
     given = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     try:
         jax.distributed.initialize(
-            coordinator_bind_address=given if given.startswith(LOOPBACK) else None
+            # JAX itself reads the address from the environment, but not these two.
+            num_processes=_number("JAX_NUM_PROCESSES"),
+            process_id=_number("JAX_PROCESS_ID"),
+            coordinator_bind_address=given if given.startswith(LOOPBACK) else None,
         )
     except (ValueError, RuntimeError) as error:
         # Nobody to join; or this process has used JAX already, and so is on its own.
@@ -32,3 +36,12 @@ def join() -> bool:
             raise
         return False
     return jax.process_count() > 1
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable, "")
+    if text and not text.isdecimal():
+        raise ValueError(
+            f"{variable}={text!r}: expected a number, zero or more; write {variable}=0"
+        )
+    return int(text) if text else None

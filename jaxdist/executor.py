@@ -17,7 +17,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdist import lanes, layout, reduction, verify, worker
 from jaxdist.algorithms.base import Algorithm, Params, State
+from jaxdist.clock import Clock
 from jaxdist.gradient import Loss, gradient, objective_of
+from jaxdist.network import Network
+from jaxdist.timed import timed
 
 PyTree = Any
 
@@ -56,6 +59,9 @@ class Trainer(NamedTuple):
       evaluate: `evaluate(state, metric, batch)` -> `Evaluation`, `metric(params, batch)` being any
         function to arrays and `batch` the same for everybody, with no worker axis.
       compiled: the bare jitted step, for lowering and timing: `compiled(state, batch)`.
+      lower: `lower(params, batch)` -> the step lowered for the mesh, from shapes alone: arrays or
+        `jax.ShapeDtypeStruct`, the batch's leaves `[workers, ...]`. The mesh may be of devices that
+        are not there (`jaxdist.targets`).
       place: `place(batch)` puts a batch on the devices, as `step` does by itself.
       workers: how many workers.
       mesh: the devices they run on.
@@ -68,6 +74,7 @@ class Trainer(NamedTuple):
     readout: Callable[[State], Params]
     evaluate: Callable[[State, Callable[[Params, PyTree], PyTree], PyTree], Evaluation]
     compiled: Any
+    lower: Callable[[Params, PyTree], Any]
     place: Callable[[PyTree], PyTree]
     workers: int
     mesh: Mesh
@@ -86,6 +93,8 @@ def execute(
     finite: bool = False,
     bucket_bytes: int | None = None,
     sharding: Any = None,
+    clock: Clock | None = None,
+    network: Network | None = None,
 ) -> Trainer:
     """Prepares an algorithm to train a model, any number of workers on any number of devices.
 
@@ -111,6 +120,9 @@ def execute(
       sharding: over which further mesh axes parameters are split: a function
         `(path, shape) -> PartitionSpec`, or a pytree of `PartitionSpec` like the parameters. None: the
         model's own annotations, else the largest dimension over an axis named "fsdp".
+      clock: how long gradients take: `metrics["simulated_seconds"]` of a synchronous method
+        (`jd.timed`). Methods with a clock of their own report it anyway.
+      network: what messages cost in simulated seconds; needs a clock.
 
     Returns:
       A `Trainer`.
@@ -131,6 +143,9 @@ def execute(
       ((), (4, 3))
     """
     verify.check_algorithm(algorithm)
+    verify.check_clock(clock, network, workers)
+    if clock is not None:
+        algorithm = timed(algorithm, clock, network)
     if mesh is None:
         mesh = layout.default_mesh(workers) if verify.is_count(workers) else layout.default_mesh(1)
     layout.check_mesh(mesh, workers)
@@ -218,6 +233,20 @@ def execute(
         where = layout.shardings(params, mesh, said=said, rule=rule, local=False)
         return start(jax.device_put(params, where))
 
+    def lower(params: Params, batch: PyTree) -> Any:
+        shapes = jax.eval_shape(verify.as_params, params)
+        verify.check_batch(batch, workers=workers, leading=0, parts=accumulate)
+        state = jax.eval_shape(over_workers(initial, (None,), axes), shapes)
+        placed = partial(layout.shardings, mesh=mesh, said=said, rule=rule)
+        state = State(
+            _at(state.step, NamedSharding(mesh, PartitionSpec())),
+            _at(state.shared, placed(state.shared, local=False)),
+            _at(state.local, placed(state.local, local=True)),
+        )
+        examples = jax.eval_shape(lambda tree: tree, batch)
+        rows = jax.tree.map(lambda x: _where(x, mesh, leading=0, spread=spread), examples)
+        return compiled.lower(state, _at(examples, rows))
+
     seen: set[Any] = set()
 
     def enter(state: State, batch: PyTree, *, leading: int) -> PyTree:
@@ -273,17 +302,31 @@ def execute(
             metric_of_workers(state, metric, batch),
         )
 
-    return Trainer(init, step, steps, points_of, readout, evaluate, compiled, place, workers, mesh)
+    return Trainer(
+        init, step, steps, points_of, readout, evaluate, compiled, lower, place, workers, mesh
+    )
 
 
-def _put(x: Any, mesh: Mesh, *, leading: int, spread: bool) -> jax.Array:
-    """Puts a leaf `[..., workers, examples, ...]` where its workers are."""
+def _where(x: Any, mesh: Mesh, *, leading: int, spread: bool) -> NamedSharding:
+    """Where a leaf `[..., workers, examples, ...]` lies: with its workers."""
     spec = [*[None] * leading, worker.AXIS]
     examples = np.shape(x)[leading + 1] if np.ndim(x) > leading + 1 else 0
     if spread and "fsdp" in mesh.shape and examples and examples % mesh.shape["fsdp"] == 0:
         # The examples of a worker are split over its devices: each computes on its own part.
         spec.append("fsdp")
-    where = NamedSharding(mesh, PartitionSpec(*spec))
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def _at(shapes: PyTree, where: PyTree) -> Any:
+    """The same shapes, with shardings."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
+    )
+
+
+def _put(x: Any, mesh: Mesh, *, leading: int, spread: bool) -> jax.Array:
+    """Puts a leaf `[..., workers, examples, ...]` where its workers are."""
+    where = _where(x, mesh, leading=leading, spread=spread)
     if where.is_fully_addressable or isinstance(x, jax.Array):
         return jax.device_put(x, where)
     # Several processes: each reads its own workers' rows only; the others' need not be there.

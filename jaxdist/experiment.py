@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
+from jaxdist import feed
 from jaxdist.algorithms.base import Algorithm, check_period
 from jaxdist.tasks.base import Task
 
@@ -28,6 +29,8 @@ class Experiment:
       seed: of the parameters and of every key in a step.
       evaluate_every: steps between two evaluations; there is one at the end besides.
       save_every: steps between two checkpoints; there is one at the end besides.
+      resident: keep all examples on every device, where a step takes its own from; the batches are the
+        same bit for bit. The stream must be a `jd.data.Stream` whose examples fit.
 
     Raises:
       ValueError: numbers that are no counts, a stream for another number of workers.
@@ -46,6 +49,7 @@ class Experiment:
     seed: int = 0
     evaluate_every: int = 100
     save_every: int = 200
+    resident: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "workers", "evaluate_every", "save_every"):
@@ -55,6 +59,8 @@ class Experiment:
                 f"the stream feeds {self.task.stream.workers} workers and workers={self.workers}: "
                 f"expected the same; write split.iid(labels, {self.workers}, seed=0)"
             )
+        if self.resident:
+            feed.check_resident(self.task.stream)
 
 
 class Config(NamedTuple):
@@ -107,6 +113,9 @@ def read(
         _command_line(recorded, path, arguments)
     else:
         recorded(**keywords)
+    for name, value in called.items():
+        if isinstance(value, float) and value != value:
+            raise ValueError(f"{path}: {name}={value} is no number; --help shows all options")
     experiment = build(**called)
     if not isinstance(experiment, Experiment):
         raise ValueError(

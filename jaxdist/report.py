@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from jaxdist.topology.base import Topology
+from jaxdist.topology import Round, Topology
 
 
 def draw_run(metrics: list[dict[str, Any]], file: Path, *, title: str) -> None:
@@ -31,39 +32,47 @@ def draw_run(metrics: list[dict[str, Any]], file: Path, *, title: str) -> None:
     figure.savefig(file, dpi=120)
 
 
-def draw_topology(topology: Topology, file: Path, *, title: str) -> None:
-    """Draws who listens to whom, a circle for each of the first six rounds.
+def draw_topology(topology: Topology, file: Path, *, title: str, most: int = 6) -> None:
+    """Draws who listens to whom, a circle for each round; arrows point to who receives.
 
     Args:
       topology: any.
       file: where to, a .png or .svg.
-      title: what stands above.
+      title: what stands above; it also says how many rounds are not shown.
+      most: so many rounds, the first ones.
     """
-    rounds = min(topology.period, 6)
-    figure = Figure(figsize=(3 * rounds, 3.4), layout="constrained")
-    angle = np.pi / 2 - 2 * np.pi * np.arange(topology.size) / topology.size
-    x, y = np.cos(angle), np.sin(angle)
-    for step, axes in enumerate(figure.subplots(1, rounds, squeeze=False)[0]):
-        weights = topology.matrix(step)
-        for receiver, sender in np.argwhere(weights > 0):
-            if receiver != sender:
-                both = weights[sender, receiver] > 0
-                axes.annotate(
-                    "",
-                    (x[receiver], y[receiver]),
-                    (x[sender], y[sender]),
-                    arrowprops={
-                        "arrowstyle": "-" if both else "-|>",
-                        "color": "tab:gray",
-                        "shrinkA": 6,
-                        "shrinkB": 6,
-                    },
-                )
-        axes.scatter(x, y, s=90, zorder=3)
-        if topology.size <= 32:
-            for worker in range(topology.size):
-                axes.text(1.2 * x[worker], 1.2 * y[worker], str(worker), ha="center", va="center")
-        axes.set(aspect="equal", xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), title=f"round {step}")
+    rounds = min(topology.period, most)
+    columns = min(rounds, 3)
+    rows = -(-rounds // columns)
+    figure = Figure(figsize=(3.2 * columns, 3.2 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for step, axes in enumerate(grid[:rounds]):
+        _draw_round(axes, topology.rounds[step])
+        axes.set_title("" if topology.period == 1 else f"round {step}")
+    for axes in grid:
+        axes.set(aspect="equal", xlim=(-1.4, 1.4), ylim=(-1.4, 1.4))
         axes.axis("off")
-    figure.suptitle(title)
+    hidden = topology.period - rounds
+    figure.suptitle(title + (f"; {hidden} more rounds are not shown" if hidden else ""))
     figure.savefig(file, dpi=120)
+
+
+def _draw_round(axes: Any, one: Round) -> None:
+    size, radius = one.size, 1.0 if one.size > 1 else 0.0
+    angle = np.pi / 2 - 2 * np.pi * np.arange(size) / size
+    places = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    links = set(zip(one.senders.tolist(), one.receivers.tolist(), strict=True))
+    both = [[places[i], places[j]] for i, j in links if i < j and (j, i) in links]
+    width = 1.2 if len(both) < 200 else 0.3  # in a dense graph wide lines are one blot
+    axes.add_collection(LineCollection(both, colors="tab:gray", linewidths=width))
+    for i, j in links:
+        if (j, i) not in links:
+            style = {"arrowstyle": "-|>", "color": "tab:gray", "shrinkA": 6, "shrinkB": 6}
+            axes.annotate("", places[j], places[i], arrowprops=style)
+    axes.scatter(*places.T, s=90 if size <= 32 else 2000 / size, zorder=3)
+    if size <= 32:
+        for worker, (x, y) in enumerate(places):
+            lift = 0.2 if size == 1 else 0.0
+            axes.text(1.2 * x, 1.2 * y + lift, str(worker), ha="center", va="center")
+    if not links and size > 1:
+        axes.text(0, 0, "nobody sends", ha="center", va="center", color="tab:gray")

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import socket
 from collections.abc import Iterator
 from importlib import metadata
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 LOCK = "lock"
 RECORD = "experiment.json"
@@ -36,11 +39,38 @@ def locked(folder: Path) -> Iterator[None]:
     Of several processes of one job the first one holds it for all.
 
     Raises:
-      ValueError: another process holds it, or it is no folder that can be written to.
+      ValueError: another process holds it, or it is no folder that can be written to, or not all
+        processes of the job see it. Then all of them raise: none waits for the others.
     """
-    if jax.process_index() != 0:
+    with contextlib.ExitStack() as held:
+        refused = None
+        if jax.process_index() == 0:
+            try:
+                held.enter_context(_lock(folder))
+            except ValueError as error:
+                refused = error
+        if jax.process_count() > 1:
+            _agree(folder, refused)
+        elif refused:
+            raise refused
         yield
-        return
+
+
+def _agree(folder: Path, refused: ValueError | None) -> None:
+    """All processes hear what the first one was refused, and whether all see its folder."""
+    if multihost_utils.broadcast_one_to_all(np.int32(refused is not None)):
+        raise refused or ValueError(f"--workdir {folder} was refused to process 0, which says why")
+    sees = multihost_utils.process_allgather(np.int32((folder / LOCK).exists()))
+    if not sees.all():
+        blind = ", ".join(map(str, np.flatnonzero(sees == 0)))
+        raise ValueError(
+            f"--workdir {folder} of process 0 is not seen by process {blind}: expected one folder for "
+            "all hosts; write one that all of them mount"
+        )
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -96,12 +126,22 @@ def _others(folder: Path) -> list[str]:
     return sorted(name for name in names if name not in (LOCK, SOURCE))
 
 
-def claim(folder: Path, *, config: str, keywords: dict[str, Any], source: str) -> None:
+def claim(
+    folder: Path, *, config: str, keywords: dict[str, Any], source: str, state: Any = ()
+) -> None:
     """Writes down what the run is made of, unless the folder holds it already.
 
     Raises:
-      ValueError: what `check` refuses. Nothing was written.
+      ValueError: what `check` refuses, or the disk has no room for three checkpoints of `state`, the
+        two that are kept and the next. Nothing was written.
     """
+    needed = 3 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"--workdir {folder} has {free:,} bytes free and three checkpoints need {needed:,}: "
+            "choose another folder"
+        )
     if check(folder, keywords=keywords, source=source) or jax.process_index() != 0:
         return
     record = {

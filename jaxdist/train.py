@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jaxdist import checkpoint, metrics, report, run_folder, stopping
+from jaxdist import checkpoint, feed, metrics, report, run_folder, stopping
 from jaxdist.algorithms.base import bytes_sent
-from jaxdist.data import check_batch, prefetch
+from jaxdist.data import check_batch
 from jaxdist.executor import execute
 from jaxdist.experiment import Config
 
@@ -76,13 +76,15 @@ def _train(
     begin = _begin(found, folder, resume, say)
     state = state if found is None else found.state
     run_folder.claim(
-        folder, config=str(config.path), keywords=config.keywords, source=config.source
+        folder,
+        config=str(config.path),
+        keywords=config.keywords,
+        source=config.source,
+        state=state,
     )
     sent = run_folder.forget_after(folder, begin).get("bytes_sent", 0)
-    where = f"{trainer.mesh.size} x {trainer.mesh.devices.flat[0].device_kind}"
-    what = (
-        f"step {begin} of {experiment.steps}, {experiment.workers} workers on {where}, in {folder}"
-    )
+    on = f"{trainer.mesh.size} x {trainer.mesh.devices.flat[0].device_kind}"
+    what = f"step {begin} of {experiment.steps}, {experiment.workers} workers on {on}, in {folder}"
     if begin >= experiment.steps:
         say(f"already complete: {what}")
     else:
@@ -92,7 +94,9 @@ def _train(
     done, pending, evaluated = begin, {}, {}
     with (
         metrics.recording(folder, begin=begin, steps=experiment.steps) as recorder,
-        prefetch(lambda step: trainer.place(experiment.task.stream.batch(step)), begin) as batches,
+        feed.batches(
+            experiment.task.stream, trainer, begin, resident=experiment.resident
+        ) as batches,
     ):
 
         def settle() -> None:

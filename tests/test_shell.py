@@ -1,11 +1,14 @@
 """The command line in this process: what it refuses, what it says, what it leaves in a folder."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
 import jax
 import numpy as np
+import prepared_sets
 import pytest
 import runs
 
@@ -40,6 +43,10 @@ def test_help_imports_no_jax():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "train a config" in done.stdout
     assert done.stdout.endswith("False False\n")
+
+
+def test_the_loop_can_be_read_in_one_go():
+    assert len((runs.ROOT / "jaxdist" / "train.py").read_text().splitlines()) <= 150
 
 
 def test_what_a_run_leaves(finished):
@@ -91,10 +98,12 @@ def test_a_finished_run_says_so_and_is_evaluated(finished, shell):
         (["--spoiled", 1], "inf in the rows of worker 2"),
         (["--resume", "must"], "holds no checkpoint"),
         (["--resume", "perhaps"], "invalid choice"),
+        (["--rate", "nan"], "rate=nan is no number"),
+        (["--workdir", "gs://bucket/run"], "gs://bucket/run is no path of a file system; mount it"),
     ],
 )
 def test_a_mistake_is_one_line_and_starts_nothing(tmp_path, shell, change, said):
-    code, out, err = shell("train", runs.small(tmp_path), *change, "--workdir", tmp_path / "run")
+    code, out, err = shell("train", runs.small(tmp_path), "--workdir", tmp_path / "run", *change)
     assert code == 2, err
     assert said in err
     assert err.count("\n") == 1
@@ -114,10 +123,19 @@ def test_a_mistake_is_one_line_and_starts_nothing(tmp_path, shell, change, said)
         (["doctor", "--now"], "unrecognized arguments: --now"),
         (["topology", "rin"], "did you mean ring"),
         (["topology", "ring", "--size", 0], "at least 1"),
+        (["topology", "ring", "--workdir", "README.md"], "README.md: File exists; choose another"),
+        (["eval"], "write jaxdist eval WORKDIR"),
+        (["eval", "a", "--workdir", "b"], "write jaxdist eval WORKDIR"),
+        (["data"], "required: ACTION"),
+        (["data", "prepare"], "required: name"),
+        (["data", "prepare", "mnits"], "did you mean mnist"),
+        (["train", "configs/mnist_mlp.py"], "'.[prepare]' and jaxdist data prepare mnist"),
+        (["check", "configs/mnist_mlp.py"], "'.[prepare]' and jaxdist data prepare mnist"),
     ],
 )
-def test_other_mistakes(monkeypatch, shell, arguments, said):
+def test_other_mistakes(monkeypatch, tmp_path, shell, arguments, said):
     monkeypatch.chdir(runs.ROOT)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     code, _, err = shell(*arguments)
     assert (code, err.count("\n")) == (2, 1)
     assert said in err
@@ -144,6 +162,28 @@ def test_a_folder_with_another_experiment_stays_as_it_is(finished, shell):
     assert "no experiment.json" in err
     (folder.parent / "lock").unlink()
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_eval_and_check_take_the_folder_by_name(finished, shell):
+    config, folder = finished
+    assert shell("eval", "--workdir", folder) == shell("eval", folder)
+    assert shell("check", config, "--workdir", folder)[0] == 0
+    code, _, err = shell("check", config, "--rate", 0.01, "--workdir", folder)
+    assert code == 2
+    assert "rate=0.05 there and 0.01 here" in err
+
+
+def test_a_folder_that_is_none_or_has_no_room_is_refused(tmp_path, monkeypatch, shell):
+    config = runs.small(tmp_path)
+    code, _, err = shell("train", config, "--workdir", config)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "File exists; choose another" in err
+    full = shutil._ntuple_diskusage(2**20, 2**20 - 100, 100)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda folder: full)
+    code, _, err = shell("train", config, "--workdir", tmp_path / "run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "has 100 bytes free and three checkpoints need" in err
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["lock"]
 
 
 def test_a_folder_that_is_in_use_names_its_user(tmp_path, shell):
@@ -181,11 +221,45 @@ def test_check_shows_what_would_run_and_writes_nothing(tmp_path, shell):
     assert [p.name for p in tmp_path.iterdir() if p.suffix] == ["small.py"]
 
 
-def test_doctor_names_versions_and_devices(shell):
-    code, out, _ = shell("doctor")
+def test_doctor_names_what_a_run_would_find(finished, shell, monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("JAXDIST_OFFLINE", "1")
+    code, out, _ = shell("doctor", "--workdir", finished[1])
     assert code == 0
     assert jax.__version__ in out
     assert f"{jax.device_count()} x" in out
+    for words in ("loopback can be listened on", "GiB in", "does not answer", "none prepared"):
+        assert words in out
+    assert f"{finished[1]} is a run of {finished[0]}" in out
+    before = sorted(tmp_path.iterdir())
+    code, out, _ = shell("doctor", "--workdir", tmp_path / "not" / "there")
+    assert (code, sorted(tmp_path.iterdir())) == (0, before)
+    assert f"GiB in {tmp_path}" in out
+
+
+def test_a_backend_that_is_not_there_is_one_line():
+    code = "import sys; from jaxdist.cli import main; sys.exit(main())"
+    config = str(runs.CONFIGS / "digits_gossip.py")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "check", config],
+        env={**os.environ, "JAX_PLATFORMS": "tpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("jaxdist: ")]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1
+    assert "Unable to initialize backend 'tpu'" in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_data_is_prepared_and_listed(shell, tmp_path):
+    code, out, _ = shell("data", "prepare", "digits", "--workdir", tmp_path)
+    assert code == 0
+    assert f"tfds:digits:1.0.0 in {tmp_path}" in out
+    code, out, _ = shell("data", "list", "--data-dir", tmp_path)
+    assert (code, out) == (0, f"tfds:digits:1.0.0 in {tmp_path}\n")
 
 
 @pytest.mark.parametrize("name", ["one_peer_exponential", "star", "random_matching"])
@@ -197,14 +271,50 @@ def test_topology_shows_a_matrix_and_draws_it(tmp_path, shell, name):
         assert word in out
     if name == "one_peer_exponential":
         assert "3 (from anywhere" in out
+    assert ("4 more rounds are not printed" in out) == (name == "random_matching")
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_smallest_topologies_are_shown_and_drawn(tmp_path, shell, size):
+    for name in ("ring", "star", "one_peer_exponential"):
+        code, out, _ = shell("topology", name, "--size", size, "--workdir", tmp_path / "pictures")
+        assert code == 0
+        assert "rounds to consensus" in out
+        assert (tmp_path / "pictures" / f"{name}_{size}.png").exists()
+
+
+# What the others say with `--steps 2`; the prepared set has 512 images for 8 workers of 32.
+TWO_STEPS = {"mnist_mlp": ["--epochs", "1"]}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A folder of prepared data sets."""
+    folder = tmp_path_factory.mktemp("sets")
+    prepared_sets.write_mnist(folder)
+    return folder
+
+
 @pytest.mark.parametrize("file", sorted(runs.CONFIGS.glob("*.py")), ids=lambda file: file.stem)
-def test_every_config_takes_two_steps(tmp_path, shell, standard_promotion, file):
-    made = experiment.read(str(file), ["--steps", "2"]).experiment
-    assert made.steps == 2
-    code, out, err = shell("train", file, "--steps", 2, "--workdir", tmp_path / "run")
+def test_every_config_takes_two_steps(tmp_path, shell, monkeypatch, sets, standard_promotion, file):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(sets))
+    options = TWO_STEPS.get(file.stem, ["--steps", "2"])
+    assert experiment.read(str(file), options).experiment.steps == 2
+    code, out, err = shell("train", file, *options, "--workdir", tmp_path / "run")
     assert code == 0, err
     assert "test accuracy" in out
     assert np.isfinite(runs.lines(tmp_path / "run")[-1]["loss"])
+
+
+def test_mnist_is_learned_from_data_on_the_devices(
+    tmp_path, shell, monkeypatch, sets, standard_promotion
+):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(sets))
+    options = ["--epochs", "8", "--resident", "--learning-rate", "0.01"]
+    code, out, err = shell(
+        "train", runs.CONFIGS / "mnist_mlp.py", *options, "--workdir", tmp_path / "run"
+    )
+    assert code == 0, err
+    # The images were drawn so that the label can be seen.
+    assert runs.lines(tmp_path / "run")[-1]["accuracy"] > 0.9, out

@@ -102,10 +102,15 @@ ARGUMENTS = {
     "relay": dict(inner=sgd(LR), tree=TREE),
     "choco": dict(inner=sgd(LR), matrix=ring, compressor=top_one, consensus_step=0.3),
     "pairwise": dict(inner=sgd(LR), matrix=matchings),
+    "event_triggered": dict(inner=sgd(LR), matrix=ring, threshold=0.4, decay=0.95),
     "delayed": dict(inner=sgd(LR), delay=2),
     "downpour": dict(inner=adagrad(LR), arrivals=ARRIVALS, push_every=2, pull_every=3),
     "stale_synchronous": dict(inner=sgd(LR), arrivals=ROUND_ROBIN, bound=1),
     "delay_compensated": dict(inner=sgd(LR), arrivals=ARRIVALS, strength=0.1),
+    "hogwild": dict(
+        inner=momentum(LR, 0.5), arrivals=ARRIVALS,
+        shown=np.random.default_rng(0).random((42, W, N)) < 0.5,
+    ),
     "elastic_averaging_arrivals": dict(
         inner=sgd(LR), arrivals=ARRIVALS, period=2, attraction=0.1
     ),

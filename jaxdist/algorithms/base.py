@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdist import worker
+from jaxdist.waiting import Waits
 
 PyTree = Any
 Params = Any
@@ -47,6 +48,8 @@ class Algorithm(NamedTuple):
         `bytes_sent`.
       report: `State` -> a dict of arrays to be recorded after a step beside the loss (staleness,
         simulated seconds), the same for every worker: from the shared room, without communication.
+      waits: whom a worker waits for at the end of a step, for example `waiting.everyone()`: what
+        `jd.timed` makes simulated seconds of. None: not declared, or the method has a clock itself.
     """
 
     init: Callable[[Params], State]
@@ -56,6 +59,7 @@ class Algorithm(NamedTuple):
     active: Callable[[State], jax.Array] | None = None
     sends: Callable[..., int] | None = None
     report: Callable[[State], dict[str, Any]] | None = None
+    waits: Waits | None = None
 
 
 def size_bytes(params: Params) -> int:
@@ -102,6 +106,25 @@ def local_init(inner: optax.GradientTransformation, params: Params) -> PyTree:
     return jax.tree.map(own, inner.init(params))
 
 
+def updates(
+    inner: optax.GradientTransformation,
+    grads: PyTree,
+    inner_state: PyTree,
+    params: Params,
+    *,
+    value: jax.Array | None = None,
+    objective: Callable[[Params], jax.Array] | None = None,
+) -> tuple[PyTree, PyTree]:
+    """What an optax rule would add to the parameters, and the new state of the rule.
+
+    The loss and, for rules with a line search, the loss as a function are offered to rules that ask
+    for them.
+    """
+    return optax.with_extra_args_support(inner).update(
+        grads, inner_state, params, value=value, grad=grads, value_fn=objective
+    )
+
+
 def apply(
     inner: optax.GradientTransformation,
     grads: PyTree,
@@ -111,15 +134,9 @@ def apply(
     value: jax.Array | None = None,
     objective: Callable[[Params], jax.Array] | None = None,
 ) -> tuple[Params, PyTree]:
-    """One step of an optax rule: the new parameters and the new state of the rule.
-
-    The loss and, for rules with a line search, the loss as a function are offered to rules that ask
-    for them.
-    """
-    updates, inner_state = optax.with_extra_args_support(inner).update(
-        grads, inner_state, params, value=value, grad=grads, value_fn=objective
-    )
-    return optax.apply_updates(params, updates), inner_state
+    """One step of an optax rule: the new parameters and the new state of the rule."""
+    u, inner_state = updates(inner, grads, inner_state, params, value=value, objective=objective)
+    return optax.apply_updates(params, u), inner_state
 
 
 def check_rule(name: str, rule: Any) -> None:
@@ -145,4 +162,12 @@ def check_period(name: str, value: Any, *, least: int = 1) -> None:
         raise ValueError(
             f"{name}={value!r} is not a number of steps; write an integer of at least {least}, "
             f"for example {name}={max(least, 8)}"
+        )
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Refuses what is not a number from 0 up to, and not including, 1."""
+    if not (isinstance(value, int | float) and 0 <= value < 1):
+        raise ValueError(
+            f"{name}={value!r}: expected a number from 0 up to, and not including, 1; write {name}=0.5"
         )

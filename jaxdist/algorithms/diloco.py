@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import reduction, worker
+from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -83,7 +83,7 @@ def diloco(
 
     def synchronized(rooms):
         (z, outer_state), x = rooms
-        d = jax.tree.map(_displacement, z, x)
+        d = jax.tree.map(displacement, z, x)
         d = jax.tree.map(lambda d, z: d.astype(z.dtype), reduction.mean(d), z)
         z, outer_state = apply(outer, d, outer_state, z)
         return (z, outer_state), worker.vary(z)
@@ -100,7 +100,7 @@ def diloco(
         return State(t + 1, shared, (x, inner_state))
 
     def sends(params: Params, step: int) -> int:
-        wide = jax.eval_shape(lambda p: jax.tree.map(_displacement, p, p), params)
+        wide = jax.eval_shape(lambda p: jax.tree.map(displacement, p, p), params)
         return size_bytes(wide) * ((step + 1) % period == 0)
 
     return Algorithm(
@@ -109,10 +109,11 @@ def diloco(
         update=update,
         readout=lambda state: state.shared[0],
         sends=sends,
+        waits=waiting.everyone(period=period),
     )
 
 
-def _displacement(z: jax.Array, x: jax.Array) -> jax.Array:
+def displacement(z: jax.Array, x: jax.Array) -> jax.Array:
     """z - x_i in at least float32: the difference of two nearby bfloat16 numbers has few bits."""
     wide = worker.accumulation_dtype(z.dtype)
     return z.astype(wide) - x.astype(wide)

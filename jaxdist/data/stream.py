@@ -1,6 +1,6 @@
 """Batches for every worker as pure functions of the seed and the step, without end."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +26,12 @@ class Stream:
       shards: one array of indices into them for each worker, for instance from `split.iid`.
       batch_size: how many examples one worker gets in a step. It may exceed the shard.
       seed: the same seed gives the same batches.
+      visit: step -> the shard that each worker walks at that step, where there are more shards
+        (clients) than workers: `drawn = jd.cohort(len(shards), workers, seed)` and then
+        `visit=lambda step: drawn(step // local_steps)`. A shard's endless sequence goes on while
+        nobody walks it, so that a batch still depends on the seed and the step alone; over the steps
+        of one visit examples repeat only where the shard is smaller than what is taken. None: shard
+        w is worker w's.
 
     Example:
       Two workers that own five examples each; after five steps of two, each has seen its own twice.
@@ -44,7 +50,8 @@ class Stream:
     shards: Sequence[np.ndarray]
     batch_size: int = field(kw_only=True)
     seed: int = field(kw_only=True)
-    # Drawing a permutation costs as much as gathering an epoch, so each worker remembers its latest
+    visit: Callable[[int], Sequence[int] | np.ndarray] | None = field(default=None, kw_only=True)
+    # Drawing a permutation costs as much as gathering an epoch, so each shard remembers its latest
     # two: a batch may straddle the end of an epoch. What is returned never depends on it.
     _orders: list[dict[int, np.ndarray]] = field(init=False, repr=False)
 
@@ -68,7 +75,7 @@ class Stream:
     @property
     def workers(self) -> int:
         """How many workers are fed."""
-        return len(self.shards)
+        return len(self.shards if self.visit is None else self.visit(0))
 
     def batch(self, step: int, *, workers: Sequence[int] | None = None) -> Batch:
         """The batch of one step: leaves [workers, batch_size, ...].
@@ -104,10 +111,21 @@ class Stream:
                 f"start={start} and count={count}: expected a step from zero on and at least one "
                 "batch; write stream.batches(0, 10)"
             )
+        if self.visit is not None:
+            steps = range(start, start + count)
+            return np.stack([self._visited(self.visit(step), step, workers) for step in steps])
         chosen = range(self.workers) if workers is None else workers
         first, size = start * self.batch_size, count * self.batch_size
         rows = np.stack([self._walk(worker, first, size) for worker in chosen])
         return rows.reshape(len(chosen), count, self.batch_size).swapaxes(0, 1)
+
+    def _visited(
+        self, shards: Sequence[int] | np.ndarray, step: int, workers: Sequence[int] | None
+    ) -> np.ndarray:
+        """The batches of one step, each from the shard that its worker walks then."""
+        chosen = range(len(shards)) if workers is None else workers
+        first = step * self.batch_size
+        return np.stack([self._walk(int(shards[w]), first, self.batch_size) for w in chosen])
 
     def _walk(self, worker: int, first: int, size: int) -> np.ndarray:
         """Entries `first` to `first + size - 1` of a worker's endless sequence."""

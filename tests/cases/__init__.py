@@ -1,14 +1,17 @@
 """The catalogue as the laws run it: for every method its arguments, those of its twin, its branches."""
 
-from cases import decentralized, local_updates, synchronous
+from cases import asynchronous, decentralized, local_updates, synchronous
 from cases.base import Case as Case
+from cases.base import flat as flat
 from cases.base import loss as loss
 from cases.base import over as over
+from cases.base import start as start
 
 CASES: dict[str, dict[str, Case]] = {
     **synchronous.CASES,
     **local_updates.CASES,
     **decentralized.CASES,
+    **asynchronous.CASES,
 }
 
 ALL = [(name, label) for name, cases in CASES.items() for label in cases]

@@ -1,17 +1,112 @@
 """Cases of the methods with many steps between two messages."""
 
+import numpy as np
 import optax
 import twins
 
 import jaxdist as jd
 from cases.base import Case
 
+
+def _every(period):
+    return lambda t: f"case {int((t + 1) % period == 0)}"
+
+
+def _slow(**options):
+    return Case(
+        make=lambda W: jd.slow_momentum(optax.sgd(0.1, momentum=0.5), period=3, **options),
+        twin=lambda W: dict(inner=twins.momentum(0.1, 0.5), period=3, **options),
+        branch=_every(3),
+    )
+
+
+def _block(*, momentum=None, **options):
+    return Case(
+        make=lambda W: jd.block_momentum(
+            optax.sgd(0.1, momentum=0.5), period=4, momentum=momentum, **options
+        ),
+        twin=lambda W: dict(
+            inner=twins.momentum(0.1, 0.5),
+            period=4,
+            momentum=1 - 1 / W if momentum is None else momentum,
+            **{"block_learning_rate": 1.0, **options},
+        ),
+        branch=_every(4),
+    )
+
+
+def _streaming(fragments, groups, *, period=6, **options):
+    """Two or three parameters; `groups` are the coordinates of each fragment."""
+    turn = period // len(groups)
+
+    def sent(t):
+        step = t + 1 + options.get("delay", 0)
+        p = (step // turn - 1) % len(groups)
+        return f"case {p + 1 if step % turn == 0 else 0}"
+
+    return Case(
+        make=lambda W: jd.streaming_diloco(
+            optax.sgd(0.1, momentum=0.5),
+            optax.sgd(0.7, momentum=0.9, nesterov=True),
+            period=period,
+            fragments=fragments,
+            **options,
+        ),
+        twin=lambda W: dict(
+            inner=twins.momentum(0.1, 0.5),
+            outer=twins.momentum(0.7, 0.9, True),
+            period=period,
+            fragments=groups,
+            **options,
+        ),
+        branch=sent,
+        parts=(1, 2, 2),
+    )
+
+
+def _federated(*, part=None, outer=(None, None), weights=None, correction=(None, None)):
+    """Rounds of three steps; `part`: how many take part; pairs: the package's object, the twin's."""
+
+    def cohorts(W):
+        drawn = jd.cohort(W, W, 7, clients_per_round=part)
+        return [np.flatnonzero(drawn.delivers(r)).tolist() for r in range(20)]
+
+    def weights_of(W):
+        return None if weights is None else 1.0 + np.arange(W) % 4
+
+    return Case(
+        make=lambda W: jd.federated(
+            optax.sgd(0.1, momentum=0.5),
+            outer[0],
+            local_steps=3,
+            clients_per_round=part,
+            client_weights=weights_of(W),
+            correction=correction[0],
+            seed=7,
+        ),
+        twin=lambda W: dict(
+            inner=twins.momentum(0.1, 0.5),
+            outer=outer[1],
+            local_steps=3,
+            cohorts=cohorts(W),
+            client_weights=weights_of(W),
+            correction=correction[1],
+        ),
+        branch=_every(3),
+    )
+
+
 CASES: dict[str, dict[str, Case]] = {
     "local_sgd": {
         "period 3": Case(
             make=lambda W: jd.local_sgd(optax.sgd(0.1, momentum=0.5), period=3),
             twin=lambda W: dict(inner=twins.momentum(0.1, 0.5), period=3),
-            branch=lambda t: f"case {int((t + 1) % 3 == 0)}",
+            branch=_every(3),
+        ),
+        "after four steps": Case(
+            make=lambda W: jd.local_sgd(optax.sgd(0.1, momentum=0.5), period=3, start=4),
+            twin=lambda W: dict(inner=twins.momentum(0.1, 0.5), period=3, start=4),
+            branch=lambda t: (f"case {int(t < 4)}", f"case {int((t + 1) % 3 == 0)}"),
         ),
     },
     "diloco": {
@@ -22,7 +117,32 @@ CASES: dict[str, dict[str, Case]] = {
             twin=lambda W: dict(
                 inner=twins.momentum(0.1, 0.5), outer=twins.momentum(0.7, 0.9, True), period=4
             ),
-            branch=lambda t: f"case {int((t + 1) % 4 == 0)}",
+            branch=_every(4),
         ),
+    },
+    "streaming_diloco": {
+        "late, blended": _streaming(2, [[0, 3, 4], [1, 2]], delay=2, blend=0.4),
+        "at once, three fragments": _streaming(3, [[0], [1, 2], [3, 4]]),
+        "a fragment a step, by label": _streaming(
+            ["b", "a", "b"], [[1, 2], [0, 3, 4]], period=2, delay=1, blend=0.5
+        ),
+    },
+    "federated": {
+        "scaffold, four of all": _federated(part=4, correction=(jd.scaffold(), twins.scaffold())),
+        "averaging": _federated(),
+        "prox, by weight": _federated(
+            part=5, weights=True, correction=(jd.fedprox(0.3), twins.fedprox(0.3))
+        ),
+        "a server with momentum, scaffold": _federated(
+            outer=(optax.sgd(0.8, momentum=0.5), twins.momentum(0.8, 0.5)),
+            correction=(jd.scaffold(), twins.scaffold()),
+        ),
+    },
+    "slow_momentum": {
+        "slow": _slow(slow_learning_rate=0.8, slow_momentum=0.6, learning_rate=0.1),
+    },
+    "block_momentum": {
+        "the paper's momentum": _block(),
+        "nesterov": _block(momentum=0.6, block_learning_rate=0.9, nesterov=True),
     },
 }

@@ -37,10 +37,12 @@ TWINS = {
     "relay": gossip.relay,
     "choco": gossip.choco,
     "pairwise": gossip.pairwise,
+    "event_triggered": gossip.event_triggered,
     "delayed": asynchronous.delayed,
     "downpour": asynchronous.downpour,
     "stale_synchronous": asynchronous.stale_synchronous,
     "delay_compensated": asynchronous.delay_compensated,
+    "hogwild": asynchronous.hogwild,
     "elastic_averaging_arrivals": asynchronous.elastic_averaging_arrivals,
 }
 

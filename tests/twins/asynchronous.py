@@ -97,6 +97,24 @@ def delay_compensated(problem, steps, x0, *, inner, arrivals, strength):
     return trace
 
 
+def hogwild(problem, steps, x0, *, inner, arrivals, shown):
+    """Torn reads: who delivers pushes, then reads only the components shown[t][i]. (Niu et al. 2011.)
+
+    x <- x + inner(g) for every delivery; of the copy the components that are not shown stay.
+    """
+    x, X = np.array(x0, np.float64), copies(problem, x0)
+    state = inner.init(x)
+    trace = Trace.begin(X, x)
+    for t in range(steps):
+        G = problem.gradient(t, X)
+        for i in arrivals[t]:
+            u, state = inner.update(G[i], state, x)
+            x = x + u
+            X[i] = np.where(shown[t][i], x, X[i])
+        trace.record(X, x)
+    return trace
+
+
 def elastic_averaging_arrivals(problem, steps, x0, *, inner, arrivals, period, attraction):
     """Asynchronous EASGD, Algorithm 1 of Zhang et al. 2015: one worker after another.
 

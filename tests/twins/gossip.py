@@ -255,18 +255,54 @@ def choco(problem, steps, x0, *, inner, matrix, compressor, consensus_step):
     return trace
 
 
-def pairwise(problem, steps, x0, *, inner, matrix):
-    """AD-PSGD with everyone active at every step: x' = P x + u, g at x. (Lian et al. 2018.)
+def pairwise(problem, steps, x0, *, inner, matrix, arrivals=None):
+    """AD-PSGD: x' = P x + u, g at the copy y that was read when g was begun. (Lian et al. 2018.)
 
-    P = matrix(t) averages pairs. A worker reads its x, computes g there, meanwhile is averaged with
-    its partner, and applies the step to the average. With the trivial clock the copy it reads is
-    its x at the beginning of the step: this is gossip's combine_while_adapt. Readout is mean x.
+    P = matrix(t) averages pairs. A worker reads its x into y, computes g there, meanwhile is averaged
+    with partners, applies the step to the average, and reads again. A pair is averaged, once, in the
+    steps in which one of the two delivers. arrivals[t] names who delivers at step t, None everyone:
+    then the copy is x at the beginning of the step, and this is gossip's combine_while_adapt. inner
+    sees x before the average. Readout is mean x, points are the copies.
     """
-    X = copies(problem, x0)
+    X, Y = copies(problem, x0), copies(problem, x0)
+    states = begin(inner, X)
+    trace = Trace.begin(Y, X.mean(0))
+    for t in range(steps):
+        here = set(range(problem.workers)) if arrivals is None else set(arrivals[t])
+        U, new_states = each(inner, problem.gradient(t, Y), states, X)
+        mixed = matrix(t) @ X
+        for i in range(problem.workers):
+            partners = set(np.flatnonzero(matrix(t)[i])) - {i}
+            if here & (partners | {i}):
+                X[i] = mixed[i]
+        for i in here:
+            X[i], states[i] = X[i] + U[i], new_states[i]
+            Y[i] = X[i]
+        trace.record(Y, X.mean(0))
+    return trace
+
+
+def event_triggered(problem, steps, x0, *, inner, matrix, threshold, decay=1.0):
+    """v = x + u; speak if |v - heard| > threshold decay^t; x' = v + sum_j w_ij (heard_j - heard_i).
+
+    (The trigger of SPARQ-SGD, Singh et al. 2019, without its compression and with consensus step 1.)
+    heard[i][j] is the copy that worker i keeps of worker j, itself included; all copies start at x0
+    and change only by a message. Readout is mean x.
+    """
+    W, X = problem.workers, copies(problem, x0)
+    heard = [[np.array(x0, float) for _ in range(W)] for _ in range(W)]
     states = begin(inner, X)
     trace = Trace.begin(X, X.mean(0))
     for t in range(steps):
         U, states = each(inner, problem.gradient(t, X), states, X)
-        X = matrix(t) @ X + U
+        V = X + U
+        for j in range(W):
+            if np.sqrt(((V[j] - heard[j][j]) ** 2).sum()) > threshold * decay**t:
+                for i in range(W):
+                    heard[i][j] = V[j].copy()
+        w = matrix(t)
+        X = np.stack(
+            [V[i] + sum(w[i, j] * (heard[i][j] - heard[i][i]) for j in range(W)) for i in range(W)]
+        )
         trace.record(X, X.mean(0))
     return trace

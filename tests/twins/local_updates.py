@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .asynchronous import elastic_averaging_arrivals
 from .inner import begin, each
 from .problem import Trace, copies
 
@@ -197,13 +198,18 @@ def federated(
     return trace
 
 
-def elastic_averaging(problem, steps, x0, *, inner, period, attraction):
+def elastic_averaging(problem, steps, x0, *, inner, period, attraction, arrivals=None):
     """x_i' = x_i + u_i - a (x_i - z); z' = z + a sum_i (x_i - z). (Zhang et al. 2015, EASGD.)
 
     x_i and z on the right are those *before* the step, as in the paper. The elastic terms act only
     in the steps t with (t + 1) mod period = 0 (the paper's clock has t mod period = 0, one step
-    later: its exchange at t = 0 does nothing). a = attraction. Readout is z.
+    later: its exchange at t = 0 does nothing). a = attraction. Readout is z. With arrivals one worker
+    after another: see elastic_averaging_arrivals.
     """
+    if arrivals is not None:
+        return elastic_averaging_arrivals(
+            problem, steps, x0, inner=inner, arrivals=arrivals, period=period, attraction=attraction
+        )
     X, z = copies(problem, x0), np.array(x0, np.float64)
     states = begin(inner, X)
     trace = Trace.begin(X, z)

@@ -1,5 +1,6 @@
 """What a lowered step sends, read from its StableHLO: the proof that is not the code's own claim."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ class Collective(NamedTuple):
       shape: of its operand on one device.
       bytes: of its operand on one device: what the device hands to the network.
       branch: the branches it sits in, outermost first, such as ("case 2",); () if it always runs.
+      conditional: which of the program's outermost conditionals it sits in, counted in program order
+        from 0 over those that communicate; None if it always runs.
       loop: whether it sits in a loop, whose trips it then runs.
     """
 
@@ -24,6 +27,7 @@ class Collective(NamedTuple):
     shape: tuple[int, ...]
     bytes: int
     branch: tuple[str, ...]
+    conditional: int | None
     loop: bool
 
 
@@ -48,31 +52,43 @@ def collectives(lowered: Any) -> list[Collective]:
     module = lowered.compiler_ir(dialect="stablehlo")
     functions = {op.attributes["sym_name"].value: op for op in module.body.operations}
     found: list[Collective] = []
+    conditionals: dict[
+        int, int
+    ] = {}  # the number of a visit of an outermost conditional -> its place
+    visits = itertools.count()
 
-    def visit(op: Any, branch: tuple[str, ...], loop: bool) -> None:
+    def visit(op: Any, branch: tuple[str, ...], outermost: int | None, loop: bool) -> None:
         name = op.operation.name
         if name == "func.call":
-            visit(functions[op.attributes["callee"].value], branch, loop)
+            visit(functions[op.attributes["callee"].value], branch, outermost, loop)
             return
         kind = name.removeprefix("stablehlo.")
         if kind in KINDS and name != kind:
-            found.extend(_collective(kind, operand, branch, loop) for operand in op.operands)
+            place = None
+            if outermost is not None:
+                place = conditionals.setdefault(outermost, len(conditionals))
+            found.extend(_collective(kind, x, branch, place, loop) for x in op.operands)
             return
+        if kind in ("case", "if") and outermost is None:
+            outermost = next(visits)
         for number, region in enumerate(op.operation.regions):
             inside = (*branch, f"{kind} {number}") if kind in ("case", "if") else branch
             for block in region.blocks:
                 for inner in block.operations:
-                    visit(inner, inside, loop or kind == "while")
+                    visit(inner, inside, outermost, loop or kind == "while")
 
-    visit(functions["main"], (), False)
+    visit(functions["main"], (), None, False)
     return found
 
 
-def _collective(kind: str, operand: Any, branch: tuple[str, ...], loop: bool) -> Collective:
+def _collective(
+    kind: str, operand: Any, branch: tuple[str, ...], conditional: int | None, loop: bool
+) -> Collective:
     shape = tuple(operand.type.shape)
     dtype = str(operand.type.element_type)
     bits = int("".join(c for c in dtype.split("E")[0] if c.isdigit()) or 1)
-    return Collective(kind, dtype, shape, -(-int(np.prod(shape)) * bits // 8), branch, loop)
+    size = -(-int(np.prod(shape)) * bits // 8)
+    return Collective(kind, dtype, shape, size, branch, conditional, loop)
 
 
 def bytes_by_branch(found: list[Collective]) -> dict[tuple[str, ...], int]:

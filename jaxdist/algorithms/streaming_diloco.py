@@ -1,0 +1,221 @@
+"""Streaming DiLoCo: one fragment of the parameters at a time, what was sent arriving later."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Never
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxdist import reduction, worker
+from jaxdist.algorithms.base import (
+    Algorithm,
+    Params,
+    State,
+    apply,
+    check_fraction,
+    check_period,
+    check_rule,
+    local_init,
+    refuse_others,
+    size_bytes,
+)
+from jaxdist.algorithms.diloco import displacement
+
+PyTree = Any
+
+
+def streaming_diloco(
+    inner: optax.GradientTransformation,
+    outer: optax.GradientTransformation,
+    *others: Never,
+    period: int,
+    fragments: int | PyTree,
+    delay: int = 0,
+    blend: float = 0.0,
+) -> Algorithm:
+    """DiLoCo whose messages are small, spread over the period, and hidden behind local steps.
+
+    The parameters are cut into F fragments. With z the outer parameters, x_i those of worker i, u_i
+    the update of `inner`, and steps counted from 1, at every step s first x_i <- x_i + u_i; then, of
+    the fragment p whose turn it is,
+
+        d_p  = z_p - 1/W sum_j x_jp                 sent after the local update of step s - delay
+        z_p <- z_p + outer_p(d_p)                   at every s with s mod period
+        x_ip <- (1 - blend) z_p + blend x_ip        = (p + 1) period / F mod period
+
+    So every fragment is sent once a period, one of them every period / F steps: the peak of the
+    traffic is F times lower than DiLoCo's, and a message has `delay` local steps to arrive. `blend`
+    keeps part of what a worker learned meanwhile. What would have been sent before step 1 is not
+    applied. With one fragment, no delay and no blend it is `diloco`.
+
+    Args:
+      inner: the local rule (AdamW in the paper). It never communicates; its memory stays.
+      outer: the rule for the displacement; runs for each fragment by itself, with a state of its own.
+      others: nothing; a topology is refused with the method that takes one.
+      period: local steps from one outer step of a fragment to its next; F divides it.
+      fragments: F, leaf l in the order of `jax.tree.leaves` being in fragment l mod F; or a pytree like
+        the parameters that holds a label for each leaf: equal labels, one fragment, in sorted order.
+      delay: steps from sending to applying, at least 0 and below `period`.
+      blend: the part of its own a worker keeps, at least 0 and below 1; the paper takes 0.5 with a
+        delay, 0 without.
+
+    Returns:
+      An `Algorithm`. shared: outer parameters, one state of `outer` for each fragment and, with a
+      delay, the displacements that are under way. local: parameters and the state of `inner`.
+
+    Raises:
+      ValueError: a period that F does not divide, a delay of a period or more, a blend outside 0 to 1,
+        fragments without a leaf, labels of another structure, a rule that is not optax's.
+
+    Communication:
+      One all-reduce every period / F steps, of one fragment's displacement in at least float32: about
+      size(params) / F bytes for float32 parameters. Nothing in between, nothing for the readout.
+
+    Example:
+      >>> import jaxdist as jd
+      >>> loss = lambda x, target, key: (jnp.sum((x["a"] + x["b"] - target) ** 2), {})
+      >>> algorithm = jd.streaming_diloco(
+      ...     optax.sgd(0.05), optax.sgd(0.7), period=4, fragments=2, delay=1, blend=0.5
+      ... )
+      >>> trainer = jd.execute(algorithm, loss, workers=4)
+      >>> state = trainer.init({"a": jnp.zeros(()), "b": jnp.zeros(())})
+      >>> for _ in range(200):
+      ...     state, metrics = trainer.step(state, jnp.arange(4.0))
+      >>> print(f"{sum(trainer.readout(state).values()):.3f}")
+      1.500
+
+    References:
+      Douillard et al., Streaming DiLoCo with overlapping communication: Towards a Distributed Free
+      Lunch, 2025. arXiv:2501.18512
+    """
+    refuse_others("streaming_diloco", others)
+    check_rule("inner", inner)
+    check_rule("outer", outer)
+    check_period("period", period)
+    check_period("delay", delay, least=0)
+    check_fraction("blend", blend)
+    if isinstance(fragments, int):
+        check_period("fragments", fragments)
+    count = fragments if isinstance(fragments, int) else len(set(jax.tree.leaves(fragments)))
+    if count == 0 or period % count:
+        raise ValueError(
+            f"period={period} is not a multiple of the {count} fragments; write "
+            f"period={max(count, round(period / max(count, 1)) * count)}"
+        )
+    if delay >= period:
+        raise ValueError(
+            f"delay={delay} is not below period={period}: a fragment would be sent again before it "
+            f"arrives; write delay={period - 1} or less"
+        )
+    turn = period // count
+
+    def in_turn(
+        step: jax.Array, one: Callable[[int, Any], Any], rooms: Any, when: Any = True
+    ) -> Any:
+        """`one(p, rooms)` where it is fragment p's turn at this step, counted from 1."""
+        p = (step // turn - 1) % count
+        branches = [lambda kept: kept, *(partial(one, p) for p in range(count))]
+        return lax.switch(jnp.where(when & (step % turn == 0), p + 1, 0), branches, rooms)
+
+    def init(params: Params) -> State:
+        leaves = jax.tree.leaves(params)
+        outer_states = [outer.init(_take(leaves, own)) for own in _groups(params, fragments)]
+        under_way = [jnp.zeros_like(z) for z in leaves] if delay else []
+        local = params, local_init(inner, params)
+        return State(jnp.int32(0), (leaves, outer_states, under_way), local)
+
+    def update(grads, state: State, *, key, value, objective) -> State:
+        z, outer_states, under_way = state.shared
+        x, inner_state = state.local
+        groups = _groups(x, fragments)
+        x, inner_state = apply(inner, grads, inner_state, x, value=value, objective=objective)
+        x, structure = jax.tree.flatten(worker.vary(x))
+        step = state.step + 1
+
+        def sent(p: int, d: list[jax.Array]) -> list[jax.Array]:
+            own = [displacement(z[i], x[i]) for i in groups[p]]
+            mean = reduction.mean(own)
+            return _put(
+                d, groups[p], [d.astype(z[i].dtype) for d, i in zip(mean, groups[p], strict=True)]
+            )
+
+        def applied(p: int, rooms, d: list[jax.Array] | None = None):
+            z, outer_states, x = rooms
+            own = _take(sent(p, z) if d is None else d, groups[p])
+            new, outer_state = apply(outer, own, outer_states[p], _take(z, groups[p]))
+            kept = [_blended(z, x[i], blend) for z, i in zip(new, groups[p], strict=True)]
+            states = _put(outer_states, [p], [outer_state])
+            return _put(z, groups[p], new), states, _put(x, groups[p], kept)
+
+        rooms = z, outer_states, x
+        if delay:
+            under_way = in_turn(step + delay, sent, under_way)
+            land = partial(applied, d=under_way)
+            rooms = in_turn(step, land, rooms, when=step > delay)
+        else:
+            rooms = in_turn(step, applied, rooms)
+        z, outer_states, x = rooms
+        local = jax.tree.unflatten(structure, x), inner_state
+        return State(step, (z, outer_states, under_way), local)
+
+    def sends(params: Params, step: int) -> int:
+        sent_at = step + 1 + delay
+        if sent_at % turn:
+            return 0
+        own = _groups(params, fragments)[(sent_at // turn - 1) % count]
+        return sum(
+            size_bytes(jax.eval_shape(displacement, x, x))
+            for x in _take(jax.tree.leaves(params), own)
+        )
+
+    def readout(state: State) -> Params:
+        return jax.tree.unflatten(jax.tree.structure(state.local[0]), state.shared[0])
+
+    return Algorithm(
+        init=init,
+        gradient_at=lambda state: state.local[0],
+        update=update,
+        readout=readout,
+        sends=sends,
+    )
+
+
+def _groups(params: Params, fragments: int | PyTree) -> list[list[int]]:
+    """Which leaves, in the order of `jax.tree.leaves`, make up each fragment."""
+    leaves, structure = jax.tree.flatten(params)
+    if isinstance(fragments, int):
+        if fragments > len(leaves):
+            raise ValueError(
+                f"fragments={fragments} of parameters with {len(leaves)} leaves: a fragment would be "
+                f"empty; write fragments={len(leaves)} or fewer"
+            )
+        return [list(range(p, len(leaves), fragments)) for p in range(fragments)]
+    labels, labelled = jax.tree.flatten(fragments)
+    if labelled != structure:
+        raise ValueError(
+            f"fragments has the structure {labelled}, the parameters have {structure}; write one label "
+            "for each leaf: jax.tree.map(lambda x: label, params)"
+        )
+    return [[i for i, own in enumerate(labels) if own == label] for label in sorted(set(labels))]
+
+
+def _take(values: list[Any], which: list[int]) -> list[Any]:
+    return [values[i] for i in which]
+
+
+def _put(values: list[Any], which: list[int], new: list[Any]) -> list[Any]:
+    """The same list with other values at some places."""
+    found = dict(zip(which, new, strict=True))
+    return [found.get(i, value) for i, value in enumerate(values)]
+
+
+def _blended(z: jax.Array, x: jax.Array, blend: float) -> jax.Array:
+    """(1 - blend) z + blend x in at least float32; exactly z where nothing is blended."""
+    z = worker.vary(z)
+    if not blend:
+        return z
+    wide = worker.accumulation_dtype(z.dtype)
+    return ((1 - blend) * z.astype(wide) + blend * x.astype(wide)).astype(z.dtype)
