@@ -77,6 +77,16 @@ def test_more_portions_leave_less_to_wait_for():
     assert seconds[-1] < 1.02 * ideal < jd.portions(clock, 256).equal_seconds / 256 / 7
 
 
+def test_backups_finish_what_a_dead_worker_has_begun():
+    dead = jd.clock.Clock(3, "dead", lambda count, start: jnp.array([1.0, 1.0, jnp.inf]))
+    dealt = jd.portions(dead, 9)
+    assert (dealt.seconds, dealt.equal_seconds) == (5.0, np.inf)
+    assert 2 not in dealt.worker
+    assert jd.balance(dead, 9).tolist() == [5, 4, 0]
+    with pytest.raises(ValueError, match="dead never delivers 1 of the 9 portions"):
+        jd.portions(dead, 9, backups=False)
+
+
 def losses(x, batch):
     return 0.5 * (jnp.dot(batch["features"], x) - batch["target"]) ** 2
 
@@ -114,6 +124,20 @@ def test_uneven_shares_give_the_gradient_of_the_union(shares, devices):
     np.testing.assert_allclose(x - trainer.readout(state), slope, rtol=0, atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], value, atol=1e-6)
     np.testing.assert_allclose(metrics["error"], np.abs(whole["target"]).mean(), atol=1e-6)
+
+
+def test_lbfgs_goes_the_same_way_however_its_batch_was_dealt_out(x64):
+    whole = {k: v.astype(np.float64) for k, v in union().items()}
+    ends = []
+    for shares in (SHARES["by speed"], SHARES["portions"], [23]):
+        batch, workers = jd.data.deal(whole, shares), len(shares)
+        trainer = jd.execute(jd.lbfgs(), weighted, workers=workers, mesh=mesh_of(1))
+        state = trainer.init(jnp.zeros(4))
+        for _ in range(4):
+            state, _ = trainer.step(state, batch)
+        ends.append(np.asarray(trainer.readout(state)))
+    assert np.abs(ends[0]).max() > 0.1
+    np.testing.assert_allclose(ends, [ends[-1]] * len(ends), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(

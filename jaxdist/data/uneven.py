@@ -34,7 +34,8 @@ def deal(
         compiled anew. None: the largest share.
 
     Returns:
-      The batch with leaves `[workers, pad_to, ...]`, and a leaf "weight", float32 `[workers, pad_to]`.
+      The batch with leaves `[workers, pad_to, ...]`, and a leaf "weight" `[workers, pad_to]`, float32
+      unless the batch holds float64.
 
     Raises:
       ValueError: shares that are not those of the batch, a share above `pad_to`, or a batch that has
@@ -63,7 +64,8 @@ def deal(
             f"pad_to={pad_to!r} is too small for a share of {largest} examples; write pad_to={largest}"
         )
     pick = np.zeros((len(rows), places), int)
-    weight = np.zeros((len(rows), places), np.float32)
+    exact = any(np.result_type(x) == np.float64 for x in jax.tree.leaves(batch))
+    weight = np.zeros((len(rows), places), np.float64 if exact else np.float32)
     for i, own in enumerate(rows):
         pick[i, : len(own)] = own
         weight[i, : len(own)] = weight.size / sum(map(len, rows))
