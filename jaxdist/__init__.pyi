@@ -22,6 +22,7 @@ from .algorithms.gossip import gossip as gossip
 from .algorithms.local_sgd import local_sgd as local_sgd
 
 # Running them.
+from .elapsed import timed as timed
 from .executor import Evaluation as Evaluation
 from .executor import Trainer as Trainer
 from .executor import execute as execute
@@ -29,4 +30,3 @@ from .experiment import Experiment as Experiment
 from .mixing import mix as mix
 from .optax_adapter import as_optax as as_optax
 from .reduction import mean as mean
-from .timed import timed as timed
