@@ -55,6 +55,7 @@ from .balance import portions as portions
 
 # Running them.
 from .cohort import cohort as cohort
+from .elapsed import timed as timed
 from .executor import Evaluation as Evaluation
 from .executor import Trainer as Trainer
 from .executor import execute as execute
@@ -62,4 +63,3 @@ from .experiment import Experiment as Experiment
 from .mixing import mix as mix
 from .optax_adapter import as_optax as as_optax
 from .reduction import mean as mean
-from .timed import timed as timed

@@ -18,9 +18,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdist import lanes, layout, reduction, verify, worker
 from jaxdist.algorithms.base import Algorithm, Params, State
 from jaxdist.clock import Clock
+from jaxdist.elapsed import timed
 from jaxdist.gradient import Loss, gradient, objective_of
 from jaxdist.network import Network
-from jaxdist.timed import timed
 
 PyTree = Any
 

@@ -14,6 +14,8 @@ import tyro
 
 from jaxdist import feed
 from jaxdist.algorithms.base import Algorithm, check_period
+from jaxdist.clock import Clock
+from jaxdist.network import Network
 from jaxdist.tasks.base import Task
 
 
@@ -31,6 +33,8 @@ class Experiment:
       save_every: steps between two checkpoints; there is one at the end besides.
       resident: keep all examples on every device, where a step takes its own from; the batches are the
         same bit for bit. The stream must be a `jd.data.Stream` whose examples fit.
+      clock: how long gradients take, for `simulated_seconds` in the metrics of a synchronous method.
+      network: what messages cost in simulated seconds; needs a clock.
 
     Raises:
       ValueError: numbers that are no counts, a stream for another number of workers.
@@ -50,6 +54,8 @@ class Experiment:
     evaluate_every: int = 100
     save_every: int = 200
     resident: bool = False
+    clock: Clock | None = None
+    network: Network | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "workers", "evaluate_every", "save_every"):

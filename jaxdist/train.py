@@ -65,6 +65,8 @@ def _train(
         workers=experiment.workers,
         seed=experiment.seed,
         finite=True,
+        clock=experiment.clock,
+        network=experiment.network,
     )
     params = experiment.task.init(jax.random.key(experiment.seed))
     sends = partial(bytes_sent, experiment.algorithm, params, workers=experiment.workers)

@@ -44,7 +44,7 @@ FLOORS = {
     "lanes": 6,
     "catalogue": 6,
     "verify": 6,
-    "timed": 6,
+    "elapsed": 6,
     "executor": 7,
     "plan": 7,
     "resize": 7,

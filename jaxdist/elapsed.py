@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdist.algorithms.base import Algorithm, Params, State
-from jaxdist.clock import Clock, later
+from jaxdist.clock import Clock, duration, later
 from jaxdist.network import Network
 
 
@@ -15,13 +15,13 @@ class Elapsed(NamedTuple):
     """How far simulated time has come, beside what the method itself shares.
 
     Attributes:
-      now: when the last worker finished the last step, exchange included, shape ().
-      lead: [W], how many seconds before `now` a worker finished it.
+      now: when the first worker finished the last step, exchange included, shape ().
+      lag: [W], how many seconds after `now` a worker finished it; infinite: it has stopped.
       rest: what `now` could not hold (`clock.later`).
     """
 
     now: jax.Array
-    lead: jax.Array
+    lag: jax.Array
     rest: jax.Array
 
 
@@ -29,7 +29,8 @@ def timed(algorithm: Algorithm, clock: Clock, network: Network | None = None) ->
     """The same method, which also reports `simulated_seconds`.
 
     With s_i the moment at which worker i begins step t, d_i(t) how long its gradient takes, N_i those
-    it waits for at the end of the step and c_i what the exchange costs,
+    it waits for at the end of the step, itself among them, and c_i what the exchange costs (0 for who
+    has nobody to talk to),
 
         r_i  = s_i + d_i(t)
         s_i <- max(r_i, max_{j in N_i} r_j + c_i)       c_i + s_j in place of it, where it overlaps
@@ -72,12 +73,13 @@ def timed(algorithm: Algorithm, clock: Clock, network: Network | None = None) ->
 
     def update(grads: Any, state: State, **given: Any) -> State:
         new = algorithm.update(grads, inside(state), **given)
-        elapsed = _step(algorithm, clock, network, grads, state.step, state.shared[1])
+        elapsed = advance(algorithm, clock, network, grads, state.step, state.shared[1])
         return State(new.step, (new.shared, elapsed), new.local)
 
     def report(state: State) -> dict[str, Any]:
         own = {} if algorithm.report is None else algorithm.report(inside(state))
-        return {**own, "simulated_seconds": state.shared[1].now}
+        now, lag, rest = state.shared[1]
+        return {**own, "simulated_seconds": now + (lag.max() + rest)}
 
     active = algorithm.active
     return Algorithm(
@@ -91,7 +93,7 @@ def timed(algorithm: Algorithm, clock: Clock, network: Network | None = None) ->
     )
 
 
-def _step(
+def advance(
     algorithm: Algorithm,
     clock: Clock,
     network: Network | None,
@@ -99,18 +101,27 @@ def _step(
     step: jax.Array,
     elapsed: Elapsed,
 ) -> Elapsed:
-    now, lead, rest = elapsed
+    """One step of all workers, by the rule of `timed`.
+
+    Args:
+      algorithm: of which `waits` and `sends` are asked.
+      clock: how long gradients take.
+      network: what messages cost, or None.
+      params: for their shapes.
+      step: which one.
+      elapsed: before it.
+    """
+    now, begin, rest = elapsed
     waits, dtype = algorithm.waits, now.dtype
     assert waits is not None
     count = jnp.broadcast_to(step, (clock.size,))
-    begin = -lead
-    ready = begin + clock.seconds(count, now + begin)
+    ready = begin + duration(clock, count, now + begin)
     # All that does not depend on time is worked out here, while tracing: a row for each kind of step.
-    first = 1 if waits.start else 0
-    steps = [*range(first), *range(waits.start, waits.start + waits.period)]
+    before = 1 if waits.start else 0
+    steps = [*range(before), *range(waits.start, waits.start + waits.period)]
     rows = [_row(algorithm, network, params, one, clock.size) for one in steps]
     kinds = list(dict.fromkeys(rows))
-    place = jnp.where(step < waits.start, 0, first + (step - waits.start) % waits.period)
+    place = jnp.where(step < waits.start, 0, before + (step - waits.start) % waits.period)
     kind = jnp.asarray([kinds.index(row) for row in rows], jnp.int32)[place]
     heard = _padded([listens for listens, _ in kinds], clock.size)
     base = begin if waits.overlaps else ready
@@ -118,10 +129,10 @@ def _step(
     everybody = jnp.asarray([listens is None for listens, _ in kinds])[kind]
     costs = jnp.asarray([seconds for _, seconds in kinds], dtype)[kind]
     finish = jnp.maximum(ready, jnp.where(everybody, base.max(), arrives) + costs)
-    last = finish.max()
-    now, rest = later(now, last, rest)
-    # Equal infinities (somebody has stopped for ever) are no lead.
-    return Elapsed(now, jnp.where(finish == last, 0.0, last - finish), rest)
+    first = finish.min()
+    now, rest = later(now, first, rest)
+    # Equal infinities (everybody has stopped for ever) are no lag.
+    return Elapsed(now, jnp.where(finish == first, 0.0, finish - first), rest)
 
 
 def _row(

@@ -1,7 +1,7 @@
-"""Simulated compute times: who finishes its gradient when, so who delivers, in which order."""
+"""A clock: who finishes its gradient when, so who delivers, in which order."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,7 +84,7 @@ class Clock:
         count = jnp.zeros(self.size, jnp.int32)
         return Times(zero, self.seconds(count, jnp.zeros(self.size, zero.dtype)), count, zero)
 
-    def tick(self, times: Times, *, bound: int | None = None) -> tuple[Tick, Times]:
+    def tick(self, times: Times, *, bound: int | jax.Array | None = None) -> tuple[Tick, Times]:
         """Lets time pass until the next worker would deliver for the second time.
 
         With f_i the moment at which worker i delivers and d_i how long its gradient after that takes,
@@ -114,7 +114,7 @@ class Clock:
         held = never if bound is None else lead + 1 > bound  # will have to wait, after delivering
         release = jnp.where(slowest, left, -jnp.inf).max()
         begin = jnp.where(held, jnp.maximum(left, release), left)
-        after = begin + self.seconds(count + 1, now + begin)
+        after = begin + duration(self, count + 1, now + begin)
         # What is begun in a tick is delivered in a later one.
         end = jnp.where(waits, left, after).min()
         first = jnp.where(waits, jnp.inf, left).min()
@@ -133,6 +133,11 @@ class Clock:
         return Tick(active, rank, at, begins), Times(now, left, count, rest)
 
 
+def duration(clock: Clock, count: jax.Array, start: jax.Array) -> jax.Array:
+    """`clock.seconds`, and for ever for those who begin at infinity, because they have stopped."""
+    return jnp.where(jnp.isfinite(start), clock.seconds(count, start), jnp.inf)
+
+
 def later(now: jax.Array, passed: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Kahan's sum now + passed, and what it could not hold, to be given back as `rest`.
 
@@ -141,152 +146,6 @@ def later(now: jax.Array, passed: jax.Array, rest: jax.Array) -> tuple[jax.Array
     step = passed + rest
     total = now + step
     return total, jnp.where(jnp.isfinite(total), step - (total - now), 0.0)
-
-
-def constant(workers: int, *, seconds: float = 1.0) -> Clock:
-    """All gradients of all workers take equally long.
-
-    Args:
-      workers: how many.
-      seconds: of every gradient.
-
-    Example:
-      >>> clock = constant(4)
-      >>> tick, times = clock.tick(clock.start())
-      >>> tick.rank.tolist(), times.now.item()
-      ([0, 1, 2, 3], 1.0)
-    """
-    check_workers("constant(8)", workers)
-    check_seconds("seconds", seconds, write="seconds=1.0")
-    return _fixed(f"constant({workers}, seconds={seconds})", np.full(workers, float(seconds)))
-
-
-def speeds(gradients_per_second: Sequence[float]) -> Clock:
-    """Every worker has a speed of its own and keeps it: hardware of several generations.
-
-    Args:
-      gradients_per_second: one number above 0 for each worker.
-
-    Example:
-      >>> speeds([1.0, 1.0, 0.25])
-      speeds([1.0, 1.0, 0.25])
-    """
-    given = np.asarray(gradients_per_second, np.float64)
-    if given.ndim != 1 or not given.size:
-        raise ValueError(
-            f"speeds has shape {given.shape}, expected one speed for each worker; "
-            "write jd.clock.speeds([1.0, 0.5])"
-        )
-    check_seconds("gradients_per_second", given, write="speeds([1.0, 0.5])")
-    return _fixed(f"speeds({given.tolist()})", 1 / given)
-
-
-def lognormal(workers: int, *, mean_seconds: float = 1.0, sigma: float, seed: int) -> Clock:
-    """Every gradient takes mean_seconds exp(sigma z - sigma^2 / 2), z standard normal.
-
-    z is drawn anew for every worker and gradient from (seed, worker, count).
-
-    Args:
-      workers: how many.
-      mean_seconds: the expected duration.
-      sigma: the standard deviation of the logarithm.
-      seed: of the draws.
-
-    Example:
-      >>> clock = lognormal(4, mean_seconds=2.0, sigma=0.5, seed=0)
-      >>> tick, times = clock.tick(clock.start())
-      >>> bool(times.now > 0)
-      True
-    """
-    check_workers("lognormal(8, sigma=0.5, seed=0)", workers)
-    check_seconds("mean_seconds", mean_seconds, write="mean_seconds=1.0")
-    check_seconds("sigma", sigma, write="sigma=0.5")
-
-    def seconds(count: jax.Array, start: jax.Array) -> jax.Array:
-        z = _draw(jax.random.normal, seed, count, start.dtype)
-        return mean_seconds * jnp.exp(sigma * z - sigma**2 / 2)
-
-    name = f"lognormal({workers}, mean_seconds={mean_seconds}, sigma={sigma}, seed={seed})"
-    return Clock(workers, name, seconds)
-
-
-def exponential_tail(
-    workers: int, *, least_seconds: float = 1.0, tail_seconds: float, seed: int
-) -> Clock:
-    """Every gradient takes least_seconds + tail_seconds e, e exponential with mean 1.
-
-    The classic model of stragglers: the slowest of W is later by about tail_seconds log W.
-
-    Args:
-      workers: how many.
-      least_seconds: what every gradient takes at least.
-      tail_seconds: the mean of what comes on top.
-      seed: of the draws, made from (seed, worker, count).
-
-    Example:
-      >>> clock = exponential_tail(4, least_seconds=1.0, tail_seconds=0.5, seed=0)
-      >>> bool(clock.start().left.min() > 1.0)
-      True
-    """
-    check_workers("exponential_tail(8, tail_seconds=0.5, seed=0)", workers)
-    check_seconds("least_seconds", least_seconds, write="least_seconds=1.0")
-    check_seconds("tail_seconds", tail_seconds, write="tail_seconds=0.5")
-
-    def seconds(count: jax.Array, start: jax.Array) -> jax.Array:
-        return least_seconds + tail_seconds * _draw(
-            jax.random.exponential, seed, count, start.dtype
-        )
-
-    name = (
-        f"exponential_tail({workers}, least_seconds={least_seconds}, "
-        f"tail_seconds={tail_seconds}, seed={seed})"
-    )
-    return Clock(workers, name, seconds)
-
-
-def periodic_straggler(workers: int, *, seconds: float = 1.0, factor: float, every: int) -> Clock:
-    """Every worker is slower by a factor once in a while, in turn.
-
-    Gradient number c of worker i takes factor x seconds where c and i leave the same remainder
-    modulo `every`, and `seconds` elsewhere.
-
-    Args:
-      workers: how many.
-      seconds: of an ordinary gradient.
-      factor: how many times as long a slow one takes.
-      every: how many gradients of a worker from one slow one to the next.
-
-    Example:
-      >>> periodic_straggler(4, factor=10.0, every=4).start().left.tolist()
-      [10.0, 1.0, 1.0, 1.0]
-    """
-    check_workers("periodic_straggler(8, factor=10.0, every=8)", workers)
-    check_seconds("seconds", seconds, write="seconds=1.0")
-    check_seconds("factor", factor, write="factor=10.0")
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"every={every!r} is not a number of gradients; write for example every=8")
-
-    def duration(count: jax.Array, start: jax.Array) -> jax.Array:
-        slow = count % every == jnp.arange(workers, dtype=jnp.int32) % every
-        return jnp.where(slow, factor * seconds, seconds).astype(start.dtype)
-
-    name = f"periodic_straggler({workers}, seconds={seconds}, factor={factor}, every={every})"
-    return Clock(workers, name, duration)
-
-
-def _fixed(name: str, seconds: np.ndarray) -> Clock:
-    """Worker i takes seconds[i], always."""
-    return Clock(len(seconds), name, lambda count, start: jnp.asarray(seconds, start.dtype))
-
-
-def _draw(sample: Callable[..., jax.Array], seed: int, count: jax.Array, dtype: Any) -> jax.Array:
-    """One sample for each worker, a pure function of (seed, worker, count)."""
-    key = jax.random.key(seed)
-
-    def one(worker: jax.Array, count: jax.Array) -> jax.Array:
-        return sample(jax.random.fold_in(jax.random.fold_in(key, worker), count), dtype=dtype)
-
-    return jax.vmap(one)(jnp.arange(len(count), dtype=jnp.int32), count)
 
 
 def check_workers(example: str, workers: Any) -> None:
@@ -301,7 +160,9 @@ def check_workers(example: str, workers: Any) -> None:
 def check_seconds(name: str, value: Any, *, write: str) -> None:
     """Refuses what is not a finite number above 0, or an array of them."""
     try:
-        wrong = [x for x in np.ravel(np.asarray(value, np.float64)) if not 0 < x < math.inf]
+        wrong = [
+            x for x in np.ravel(np.asarray(value, np.float64)).tolist() if not 0 < x < math.inf
+        ]
     except (TypeError, ValueError):
         wrong = [value]
     if wrong:
