@@ -88,6 +88,8 @@ def neighbors(topology: Topology, *, ahead: int = 0, overlaps: bool = False) -> 
 
     def meeting(step: int, workers: int) -> Meeting | None:
         listens = topology.neighbors(step + ahead)
+        if not any(listens):
+            return None
         heard_by = [0] * workers
         for others in listens:
             for other in others:
