@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from jaxdist import worker
+from jaxdist import waiting, worker
 from jaxdist.algorithms.base import Algorithm, Params, State, check_period, refuse_others, widest
 
 LineSearch = Literal["wolfe", "armijo"]
@@ -164,6 +164,7 @@ def lbfgs(
         update=update,
         readout=lambda state: state.shared[0],
         sends=sends,
+        waits=waiting.everyone(),
         report=lambda state: {"step_length": state.shared[1], "trials": state.shared[2]},
     )
 
