@@ -10,7 +10,7 @@ import optax
 from jax import lax
 from numpy.typing import ArrayLike
 
-from jaxdist import reduction, worker
+from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -258,6 +258,7 @@ def federated(
         if clients_per_round is None
         else lambda state: delivers(state.step // local_steps),
         sends=sends,
+        waits=waiting.everyone(period=local_steps),
     )
 
 

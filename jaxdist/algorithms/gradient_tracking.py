@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import mixing, reduction, worker
+from jaxdist import mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -137,7 +137,14 @@ def gradient_tracking(
         own = exchanges(topology, step) * (size_bytes(params) + weight)
         return own + tracker * size_bytes(params)
 
-    return Algorithm(init=init, gradient_at=point, update=update, readout=readout, sends=sends)
+    return Algorithm(
+        init=init,
+        gradient_at=point,
+        update=update,
+        readout=readout,
+        sends=sends,
+        waits=waiting.neighbors(topology),
+    )
 
 
 def _add(wide: jax.Array, x: jax.Array) -> jax.Array:

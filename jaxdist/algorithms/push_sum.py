@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import mixing, reduction, worker
+from jaxdist import mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -138,6 +138,7 @@ def push_sum(
             exchanges(topology, step - delay)
             * (size_bytes(params) + size_bytes(jax.eval_shape(unit_weight, params)))
         ),
+        waits=waiting.neighbors(topology, ahead=-delay, overlaps=delay > 0),
     )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import mixing, reduction, worker
+from jaxdist import mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -127,6 +127,7 @@ def relay(inner: optax.GradientTransformation, tree: Topology) -> Algorithm:
         update=update,
         readout=lambda state: reduction.mean(state.local[0]),
         sends=sends,
+        waits=waiting.neighbors(tree),
     )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import reduction, worker
+from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -180,6 +180,7 @@ def streaming_diloco(
         update=update,
         readout=readout,
         sends=sends,
+        waits=waiting.everyone(period=turn, ahead=delay),
     )
 
 
