@@ -4,6 +4,7 @@ __version__: str
 
 # Who talks to whom.
 from . import audit as audit
+from . import compress as compress
 from . import data as data
 from . import models as models
 from . import tasks as tasks
