@@ -148,7 +148,7 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
 def _check(options: argparse.Namespace, rest: list[str]) -> None:
     import jax
 
-    from jaxdist import experiment, run_folder
+    from jaxdist import experiment, run_folder, worker
     from jaxdist.data import check_batch
     from jaxdist.executor import execute
 
@@ -165,7 +165,8 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
         _row(name, value)
     _row("parameters", f"{sum(x.size for x in jax.tree.leaves(params)):,}")
     if made.algorithm.sends:
-        _row("bytes sent at step 0", f"{made.algorithm.sends(params, 0):,} per worker")
+        with worker.counted(made.workers):
+            _row("bytes sent at step 0", f"{made.algorithm.sends(params, 0):,} per worker")
     _row("devices", f"{trainer.mesh.size} x {trainer.mesh.devices.flat[0].device_kind}")
     for name, leaf in batch.items():
         _row(f"batch {name}", f"{leaf.dtype}{list(leaf.shape)}")

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxdist import buckets, worker
+from jaxdist.compress.base import Compressor, decode_leaves, encode_leaves
 from jaxdist.topology import Topology
 
 PyTree = Any
@@ -38,11 +39,7 @@ def mix(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
     Raises:
       ValueError: the topology connects another number of workers than there are.
     """
-    if topology.size != worker.count():
-        raise ValueError(
-            f"{topology.name} connects {topology.size} workers and the run has {worker.count()}; "
-            f"give a topology of size {worker.count()}, or workers={topology.size} to jd.execute"
-        )
+    _check_size(topology)
     if topology.size == 1:
         return tree
     buffers, restore = buckets.pack(tree)
@@ -50,6 +47,66 @@ def mix(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
     if len(rounds) == 1:
         return restore(rounds[0](buffers))
     return restore(lax.switch(step % len(rounds), rounds, buffers))
+
+
+def mix_compressed(
+    tree: PyTree, topology: Topology, step: jax.Array, *, compressor: Compressor, key: jax.Array
+) -> tuple[PyTree, PyTree]:
+    """The weighted mean of what the payloads of this worker and its neighbors stand for.
+
+        sum_j W(step)_ij C(x_j), and C(x_i)
+
+    Args:
+      tree: this worker's arrays, floating point. Every leaf is compressed by itself.
+      topology: who listens to whom.
+      step: the shared step; it selects the round.
+      compressor: what travels.
+      key: the same for every worker; draws are each worker's own, but for compressors whose payloads
+        may be summed, which draw alike.
+
+    Returns:
+      Two pytrees like `tree`, this worker's own.
+
+    Communication:
+      Payloads only: compressor.bytes(tree) for each permutation of the round that moves anything.
+      Small ones travel together.
+    """
+    _check_size(topology)
+    private = key if compressor.route == "sum" else jax.random.fold_in(key, worker.index())
+    payloads = encode_leaves(compressor, private, tree)
+    own = decode_leaves(compressor, payloads, tree)
+    if topology.size == 1:
+        return own, own
+    buffers, restore = buckets.pack(payloads)
+    rounds = [topology.permutations(t) for t in range(topology.period)]
+    most = max(len(one.sources) for one in rounds)
+
+    def received(sources: np.ndarray) -> Callable[[list[jax.Array]], list[list[jax.Array]]]:
+        def of(buffers: list[jax.Array]) -> list[list[jax.Array]]:
+            arrived = [worker.permute(buffers, source) for source in sources[1:]]
+            nothing = [jnp.zeros_like(b) for b in buffers]
+            return worker.vary(arrived + [nothing] * (most - len(sources)))
+
+        return of
+
+    # Only permutes are inside the conditional; what arrives is decoded once, whatever the round.
+    branches = [received(one.sources) for one in rounds]
+    now = step % len(rounds)
+    arrived = branches[0](buffers) if len(rounds) == 1 else lax.switch(now, branches, buffers)
+    table = np.zeros((len(rounds), most, topology.size))
+    for t, one in enumerate(rounds):
+        table[t, : len(one.weights)] = one.weights
+    weights = jnp.asarray(table)[now, :, worker.index()]
+    terms = [own, *(decode_leaves(compressor, restore(b), tree) for b in arrived)]
+    return jax.tree.map(lambda *x: _weighted(list(x), list(weights)), *terms), own
+
+
+def _check_size(topology: Topology) -> None:
+    if topology.size != worker.count():
+        raise ValueError(
+            f"{topology.name} connects {topology.size} workers and the run has {worker.count()}; "
+            f"give a topology of size {worker.count()}, or workers={topology.size} to jd.execute"
+        )
 
 
 def _round(topology: Topology, step: int) -> Callable[[list[jax.Array]], list[jax.Array]]:

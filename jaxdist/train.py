@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jaxdist import checkpoint, metrics, report, run_folder, stopping
+from jaxdist import checkpoint, metrics, report, run_folder, stopping, worker
 from jaxdist.data import check_batch, prefetch
 from jaxdist.executor import execute
 from jaxdist.experiment import Config
@@ -98,7 +98,8 @@ def _train(
             for step in list(pending):
                 line = metrics.fetch(pending.pop(step), trainer)
                 metrics.check_finite(step, line.pop("finite"), params)
-                sent += sends(params, step - 1)
+                with worker.counted(experiment.workers):
+                    sent += sends(params, step - 1)
                 line = {name: float(x) for name, x in line.items() if x.ndim == 0}
                 recorder.write(step, {**line, **evaluated.pop(step, {}), "bytes_sent": sent})
 

@@ -6,6 +6,11 @@ import jax.numpy as jnp
 
 from jaxdist.compress.base import Compressor as Compressor
 from jaxdist.compress.base import contractive as contractive
+from jaxdist.compress.feedback import Feedback as Feedback
+from jaxdist.compress.feedback import PowerSGD as PowerSGD
+from jaxdist.compress.feedback import ef21 as ef21
+from jaxdist.compress.feedback import error_feedback as error_feedback
+from jaxdist.compress.feedback import power_sgd as power_sgd
 from jaxdist.compress.quantize import cast as cast
 from jaxdist.compress.quantize import int4 as int4
 from jaxdist.compress.quantize import int8 as int8

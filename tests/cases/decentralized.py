@@ -3,19 +3,24 @@
 import numpy as np
 import optax
 import twins
+from twins.compressed import scaled_sign
 
 import jaxdist as jd
 from cases.base import Case, over
 
 
-def _gossip(topology, order):
+def _gossip(topology, order, compressor=None, compress=None):
     def branch(t):
         period, ahead = topology(8).period, order == "combine_then_adapt"
         return None if period == 1 else f"case {(t + ahead) % period}"
 
     return Case(
-        make=lambda W: jd.gossip(optax.sgd(0.1, momentum=0.5), topology(W), order=order),
-        twin=lambda W: dict(inner=twins.momentum(0.1, 0.5), matrix=over(topology(W)), order=order),
+        make=lambda W: jd.gossip(
+            optax.sgd(0.1, momentum=0.5), topology(W), order=order, compressor=compressor
+        ),
+        twin=lambda W: dict(
+            inner=twins.momentum(0.1, 0.5), matrix=over(topology(W)), order=order, compress=compress
+        ),
         branch=branch,
     )
 
@@ -39,5 +44,14 @@ CASES: dict[str, dict[str, Case]] = {
             "matrix": _row,
         }.items()
         if order == "adapt_then_combine" or name in ("one-peer", "matrix")
+    }
+    | {
+        f"signs, matching, {order}": _gossip(
+            lambda n: jd.topology.random_matching(n, 3, seed=0),
+            order,
+            jd.compress.sign(),
+            scaled_sign,
+        )
+        for order in ("adapt_then_combine", "combine_while_adapt")
     },
 }
