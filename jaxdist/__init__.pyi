@@ -15,9 +15,14 @@ from . import worker as worker
 from .algorithms.all_reduce import all_reduce as all_reduce
 from .algorithms.base import Algorithm as Algorithm
 from .algorithms.base import State as State
+from .algorithms.choco import choco as choco
+from .algorithms.demo import demo as demo
+from .algorithms.dgc import dgc as dgc
 from .algorithms.diloco import diloco as diloco
 from .algorithms.gossip import gossip as gossip
 from .algorithms.local_sgd import local_sgd as local_sgd
+from .algorithms.one_bit_adam import one_bit_adam as one_bit_adam
+from .algorithms.sign_majority import sign_majority as sign_majority
 
 # Running them.
 from .executor import Evaluation as Evaluation

@@ -1,12 +1,13 @@
 """Every method by name: what drives the conformance laws, the help of the shell, the README's table."""
 
-from jaxdist.catalogue import decentralized, local_updates, synchronous
+from jaxdist.catalogue import compressed, decentralized, local_updates, synchronous
 from jaxdist.catalogue.entry import Entry as Entry
 
 CATALOGUE: dict[str, Entry] = {
     **synchronous.ENTRIES,
     **local_updates.ENTRIES,
     **decentralized.ENTRIES,
+    **compressed.ENTRIES,
 }
 
 

@@ -1,6 +1,6 @@
 """The catalogue as the laws run it: for every method its arguments, those of its twin, its branches."""
 
-from cases import decentralized, local_updates, synchronous
+from cases import compressed, decentralized, local_updates, synchronous
 from cases.base import Case as Case
 from cases.base import loss as loss
 from cases.base import over as over
@@ -9,6 +9,7 @@ CASES: dict[str, dict[str, Case]] = {
     **synchronous.CASES,
     **local_updates.CASES,
     **decentralized.CASES,
+    **compressed.CASES,
 }
 
 ALL = [(name, label) for name, cases in CASES.items() for label in cases]
