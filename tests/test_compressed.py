@@ -337,3 +337,13 @@ def test_a_wrong_argument_is_refused_with_the_line_to_write(make, said):
 def test_bytes_that_depend_on_the_number_of_workers_ask_for_it():
     with pytest.raises(ValueError, match="with jd.worker.counted"):
         jd.all_reduce(SGD, compressor=C.sign()).sends(jnp.ones(5), 0)
+
+
+def test_a_gradient_that_is_not_a_number_reaches_everybody():
+    batch = {k: v.astype(np.float32) for k, v in QUIET.arrays(0).items()}
+    batch["b"][1, 2] = np.nan
+    for compressor in (C.int8(4), C.top_k(0.4), C.random_k(0.4), C.error_feedback(C.sign())):
+        algorithm = jd.all_reduce(optax.sgd(0.1), compressor=compressor)
+        trainer = jd.execute(algorithm, cases.loss, workers=W, mesh=mesh_of(2))
+        state, _ = trainer.step(trainer.init(jnp.ones(5)), batch)
+        assert np.isnan(trainer.readout(state)).all(), compressor
