@@ -7,8 +7,10 @@ from . import audit as audit
 from . import clock as clock
 from . import data as data
 from . import models as models
+from . import network as network
 from . import tasks as tasks
 from . import topology as topology
+from . import waiting as waiting
 from . import worker as worker
 
 # Methods.
@@ -27,6 +29,7 @@ from .algorithms.pairwise import pairwise as pairwise
 from .algorithms.stale_synchronous import stale_synchronous as stale_synchronous
 
 # Running them.
+from .elapsed import timed as timed
 from .executor import Evaluation as Evaluation
 from .executor import Trainer as Trainer
 from .executor import execute as execute

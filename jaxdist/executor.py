@@ -17,7 +17,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdist import lanes, layout, reduction, verify, worker
 from jaxdist.algorithms.base import Algorithm, Params, State
+from jaxdist.clock import Clock
+from jaxdist.elapsed import timed
 from jaxdist.gradient import Loss, gradient, objective_of
+from jaxdist.network import Network
 
 PyTree = Any
 
@@ -86,6 +89,8 @@ def execute(
     finite: bool = False,
     bucket_bytes: int | None = None,
     sharding: Any = None,
+    clock: Clock | None = None,
+    network: Network | None = None,
 ) -> Trainer:
     """Prepares an algorithm to train a model, any number of workers on any number of devices.
 
@@ -111,6 +116,9 @@ def execute(
       sharding: over which further mesh axes parameters are split: a function
         `(path, shape) -> PartitionSpec`, or a pytree of `PartitionSpec` like the parameters. None: the
         model's own annotations, else the largest dimension over an axis named "fsdp".
+      clock: how long gradients take: `metrics["simulated_seconds"]` of a synchronous method
+        (`jd.timed`). Methods with a clock of their own report it anyway.
+      network: what messages cost in simulated seconds; needs a clock.
 
     Returns:
       A `Trainer`.
@@ -131,6 +139,9 @@ def execute(
       ((), (4, 3))
     """
     verify.check_algorithm(algorithm)
+    verify.check_clock(clock, network, workers)
+    if clock is not None:
+        algorithm = timed(algorithm, clock, network)
     if mesh is None:
         mesh = layout.default_mesh(workers) if verify.is_count(workers) else layout.default_mesh(1)
     layout.check_mesh(mesh, workers)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import tyro
 
 from jaxdist.algorithms.base import Algorithm, check_period
+from jaxdist.clock import Clock
+from jaxdist.network import Network
 from jaxdist.tasks.base import Task
 
 
@@ -28,6 +30,8 @@ class Experiment:
       seed: of the parameters and of every key in a step.
       evaluate_every: steps between two evaluations; there is one at the end besides.
       save_every: steps between two checkpoints; there is one at the end besides.
+      clock: how long gradients take, for `simulated_seconds` in the metrics of a synchronous method.
+      network: what messages cost in simulated seconds; needs a clock.
 
     Raises:
       ValueError: numbers that are no counts, a stream for another number of workers.
@@ -46,6 +50,8 @@ class Experiment:
     seed: int = 0
     evaluate_every: int = 100
     save_every: int = 200
+    clock: Clock | None = None
+    network: Network | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "workers", "evaluate_every", "save_every"):

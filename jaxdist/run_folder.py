@@ -2,7 +2,8 @@
 
 experiment.json   the keywords, the config's text, versions, devices
 config.py.txt     the config's text, to be read; it is never run from here
-metrics.jsonl     one JSON object a line: step, loss, bytes_sent, seconds; evaluations add more
+metrics.jsonl     one JSON object a line: step, loss, bytes_sent, seconds (on the wall); evaluations
+                  add more, a clock simulated_seconds
 checkpoints/      the newest two, and their checksums
 events/           for TensorBoard, where tensorboardX is installed
 run.png           loss and accuracy, drawn at the end

@@ -63,6 +63,8 @@ def _train(
         workers=experiment.workers,
         seed=experiment.seed,
         finite=True,
+        clock=experiment.clock,
+        network=experiment.network,
     )
     params = experiment.task.init(jax.random.key(experiment.seed))
     sends = experiment.algorithm.sends or (lambda params, step: 0)

@@ -40,6 +40,20 @@ def check_algorithm(algorithm: Any) -> None:
     )
 
 
+def check_clock(clock: Any, network: Any, workers: Any) -> None:
+    """Refuses a network without a clock, and a clock for other workers than there are."""
+    if clock is None and network is not None:
+        raise ValueError(
+            f"network={network!r} times messages only beside gradients; "
+            "write clock=jd.clock.constant(workers, seconds=...) as well"
+        )
+    if clock is not None and getattr(clock, "size", workers) != workers:
+        raise ValueError(
+            f"clock={clock!r} is for {clock.size} workers and the run has {workers}; give a clock of "
+            f"{workers}, or workers={clock.size} to jd.execute"
+        )
+
+
 def as_params(params: Params) -> Params:
     """Parameters as JAX arrays; refuses leaves that are not numbers, and an empty pytree."""
 

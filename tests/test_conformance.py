@@ -201,6 +201,17 @@ def test_declared_bytes_are_the_bytes_of_the_program(name, label):
     assert any(algorithm.sends(params, t) for t in range(24))
 
 
+@EVERY
+def test_a_worker_waits_at_the_steps_at_which_something_is_sent(name, label):
+    algorithm = cases.case(name, label).make(8)
+    if algorithm.waits is None:  # it has a clock of its own, and reports simulated seconds itself
+        assert algorithm.report is not None
+        return
+    for t in range(24):
+        meets = algorithm.waits.meeting(t, 8) is not None
+        assert meets == (algorithm.sends(jnp.ones(5), t) > 0)
+
+
 def same_path(one, other, *, workers, steps=20):
     data = problem(workers)
     runs = [trajectory(make, data, devices=2, steps=steps) for make in (one, other)]

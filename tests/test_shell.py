@@ -66,6 +66,20 @@ def test_what_a_run_leaves(finished):
     assert list((folder / "events").iterdir())
 
 
+def test_simulated_seconds_stand_beside_those_on_the_wall(tmp_path, shell):
+    config = tmp_path / "timed.py"
+    clock = "clock=jd.clock.speeds([1.0, 1.0, 0.5, 1.0]), "
+    clock += 'network=jd.network.PRESETS["ethernet_1g"], algorithm='
+    config.write_text(runs.SMALL.replace("algorithm=", clock))
+    folder = tmp_path / "run"
+    assert shell("train", config, "--steps", 12, "--workdir", folder)[0] == 0
+    lines = run_folder.read_metrics(folder)
+    # Two seconds a step of the slow worker; the messages are small.
+    simulated = [line["simulated_seconds"] for line in lines]
+    assert simulated == pytest.approx([2.0 * t for t in range(1, 13)], rel=1e-3)
+    assert all(line["seconds"] != line["simulated_seconds"] for line in lines)
+
+
 def test_a_finished_run_says_so_and_is_evaluated(finished, shell):
     config, folder = finished
     before = (folder / "metrics.jsonl").read_bytes()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import reduction, worker
+from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -94,4 +94,5 @@ def all_reduce(inner: optax.GradientTransformation, *others: Never) -> Algorithm
         update=update,
         readout=lambda state: state.shared[0],
         sends=lambda params, step: size_bytes(params),
+        waits=waiting.everyone(),
     )

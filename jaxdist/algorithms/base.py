@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdist import worker
+from jaxdist.waiting import Waits
 
 PyTree = Any
 Params = Any
@@ -45,6 +46,8 @@ class Algorithm(NamedTuple):
         declared.
       report: `State` -> a dict of arrays to be recorded after a step beside the loss (staleness,
         simulated seconds), the same for every worker: from the shared room, without communication.
+      waits: whom a worker waits for at the end of a step, for example `waiting.everyone()`: what
+        `jd.timed` makes simulated seconds of. None: not declared, or the method has a clock itself.
     """
 
     init: Callable[[Params], State]
@@ -54,6 +57,7 @@ class Algorithm(NamedTuple):
     active: Callable[[State], jax.Array] | None = None
     sends: Callable[[Params, int], int] | None = None
     report: Callable[[State], dict[str, Any]] | None = None
+    waits: Waits | None = None
 
 
 def size_bytes(params: Params) -> int:

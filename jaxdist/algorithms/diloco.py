@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import reduction, worker
+from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -109,6 +109,7 @@ def diloco(
         update=update,
         readout=lambda state: state.shared[0],
         sends=sends,
+        waits=waiting.everyone(period=period),
     )
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import mixing, reduction
+from jaxdist import mixing, reduction, waiting
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -112,4 +112,5 @@ def gossip(
         update=update,
         readout=lambda state: reduction.mean(state.local[0]),
         sends=lambda params, step: exchanges(topology, step + ahead) * size_bytes(params),
+        waits=waiting.neighbors(topology, ahead=ahead, overlaps=order == "combine_while_adapt"),
     )

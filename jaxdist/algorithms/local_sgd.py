@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import reduction, worker
+from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -124,6 +124,7 @@ def local_sgd(
         update=update,
         readout=lambda state: reduction.mean(state.local[0]),
         sends=sends,
+        waits=waiting.everyone(period=period, start=start),
     )
 
 
