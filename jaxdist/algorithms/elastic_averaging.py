@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import buckets, reduction, worker
+from jaxdist import buckets, reduction, waiting, worker
 from jaxdist.algorithms.arrivals import enter, open_book, report
 from jaxdist.algorithms.base import (
     Algorithm,
@@ -141,6 +141,7 @@ def elastic_averaging(
         update=update,
         readout=lambda state: state.shared,
         sends=sends,
+        waits=waiting.everyone(period=period),
     )
 
 
