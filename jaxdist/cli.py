@@ -83,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
         "run_folder", nargs="?", type=_folder, help="the run's folder", metavar="WORKDIR"
     )
     one.add_argument("--workdir", type=_folder, help="the same")
+    one = command("compare", _compare, "show runs side by side: a table and a picture")
+    one.add_argument("runs", nargs="+", type=_folder, metavar="WORKDIR", help="two runs or more")
+    one.add_argument("--output", type=Path, help="where to draw them (default DIR/comparison.png)")
+    one.add_argument("--workdir", type=_folder, default=Path(), help="where the picture goes")
     one = command("check", _check, "build a config and check it, without training", help=False)
     one.add_argument("config", help="a Python file")
     one.add_argument("--workdir", type=_folder, help="a run's folder to check it against")
@@ -188,6 +192,25 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
         print(line)
     _row("step", f"{found.step} of {made.steps}")
     _rows(metrics.evaluate(trainer, found.state, made.task.accuracy, made.task.test))
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxdist import report, run_folder
+
+    runs = {}
+    for folder in options.runs:
+        run_folder.read_record(folder)  # refuses what is no run
+        metrics = run_folder.read_metrics(folder)
+        if not metrics:
+            raise ValueError(f"{folder} has no metrics yet; write jaxdist train")
+        runs[str(folder)] = metrics
+    if len(runs) < 2:
+        _refuse("jaxdist compare needs two different runs: write jaxdist compare runs/a runs/b")
+    print(report.compare(runs))
+    file = options.output or options.workdir / "comparison.png"
+    _writable(file.parent)
+    report.draw_comparison(runs, file)
+    _row("drawn", file)
 
 
 def _check(options: argparse.Namespace, rest: list[str]) -> None:
