@@ -172,7 +172,6 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
     import jax
 
     from jaxdist import checkpoint, experiment, metrics, run_folder
-    from jaxdist.executor import execute
 
     record = run_folder.read_record(workdir)
     # The config is run from where it was, never from the copy in the folder.
@@ -180,7 +179,7 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
     if config.source != record["source"]:
         raise ValueError(f"{record['config']} has changed since {workdir} was made from it")
     made = config.experiment
-    trainer = execute(made.algorithm, made.task.loss_fn, workers=made.workers, seed=made.seed)
+    trainer = experiment.trainer_of(made)
     state = trainer.init(made.task.init(jax.random.key(made.seed)))
     found = checkpoint.restore(workdir / "checkpoints", state)
     if found is None:
@@ -197,13 +196,12 @@ def _check(options: argparse.Namespace, rest: list[str]) -> None:
     from jaxdist import experiment, run_folder
     from jaxdist.algorithms.base import bytes_sent
     from jaxdist.data import check_batch
-    from jaxdist.executor import execute
 
     config = experiment.read(options.config, rest)
     made = config.experiment
     batch = made.task.stream.batch(0)
     check_batch(batch, classes=made.task.classes)
-    trainer = execute(made.algorithm, made.task.loss_fn, workers=made.workers)
+    trainer = experiment.trainer_of(made)
     params = made.task.init(jax.random.key(made.seed))
     trainer.compiled.lower(trainer.init(params), trainer.place(batch))
     if options.workdir:
@@ -226,14 +224,13 @@ def _inspect(options: argparse.Namespace, rest: list[str]) -> None:
     import jax
 
     from jaxdist import audit, experiment, layout, run_folder, targets
-    from jaxdist.executor import execute
 
     # Simulated devices must be asked for before JAX makes its first array.
     devices = targets.devices(options.target)
     config = experiment.read(options.config, rest)
     made = config.experiment
     mesh = layout.default_mesh(made.workers, devices)
-    trainer = execute(made.algorithm, made.task.loss_fn, workers=made.workers, mesh=mesh)
+    trainer = experiment.trainer_of(made, mesh=mesh)
     params = jax.eval_shape(made.task.init, jax.random.key(made.seed))
     found = audit.inspect(trainer.lower(params, made.task.stream.batch(0)))
     kind = mesh.devices.flat[0].device_kind

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
+from jax.sharding import Mesh
 
 from jaxdist import feed
 from jaxdist.algorithms.base import Algorithm, check_period
 from jaxdist.clock import Clock
+from jaxdist.executor import Trainer, execute
 from jaxdist.network import Network
 from jaxdist.tasks.base import Task
 
@@ -67,6 +69,28 @@ class Experiment:
             )
         if self.resident:
             feed.check_resident(self.task.stream)
+
+
+def trainer_of(
+    experiment: Experiment, *, mesh: Mesh | None = None, finite: bool = False
+) -> Trainer:
+    """What runs an experiment: to train it, to read its checkpoints, to look at its step.
+
+    Args:
+      experiment: which.
+      mesh: the devices; None: as many of all devices as divide its workers.
+      finite: report which values are finite, see `jd.execute`.
+    """
+    return execute(
+        experiment.algorithm,
+        experiment.task.loss_fn,
+        workers=experiment.workers,
+        mesh=mesh,
+        seed=experiment.seed,
+        finite=finite,
+        clock=experiment.clock,
+        network=experiment.network,
+    )
 
 
 class Config(NamedTuple):

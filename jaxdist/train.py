@@ -10,8 +10,7 @@ import jax
 from jaxdist import checkpoint, feed, metrics, report, run_folder, stopping
 from jaxdist.algorithms.base import bytes_sent
 from jaxdist.data import check_batch
-from jaxdist.executor import execute
-from jaxdist.experiment import Config
+from jaxdist.experiment import Config, trainer_of
 
 Say = Callable[[str], None]
 Resume = Literal["auto", "must", "never"]
@@ -59,15 +58,7 @@ def _train(
     check_batch(experiment.task.stream.batch(0), classes=experiment.task.classes)
 
     # Shardings. The executor lays workers on the devices of all processes.
-    trainer = execute(
-        experiment.algorithm,
-        experiment.task.loss_fn,
-        workers=experiment.workers,
-        seed=experiment.seed,
-        finite=True,
-        clock=experiment.clock,
-        network=experiment.network,
-    )
+    trainer = trainer_of(experiment, finite=True)
     params = experiment.task.init(jax.random.key(experiment.seed))
     sends = partial(bytes_sent, experiment.algorithm, params, workers=experiment.workers)
 

@@ -246,6 +246,10 @@ def test_what_is_all_reduce_with_full_communication_equals_it(x64):
         jd.local_sgd(rule, period=1),
         jd.local_sgd(rule, period=5, start=100),
         jd.diloco(rule, optax.sgd(1.0), period=1),
+        jd.streaming_diloco(rule, optax.sgd(1.0), period=1, fragments=1),
+        jd.federated(rule, local_steps=1),
+        jd.slow_momentum(rule, period=1, learning_rate=0.1, slow_momentum=0.0),
+        jd.block_momentum(rule, period=1, momentum=0.0),
     ):
         same_path(algorithm, jd.all_reduce(rule), workers=6)
 

@@ -152,7 +152,8 @@ def lbfgs(
         S, Y = (jnp.where(length > 0, kept, jnp.zeros_like(kept)) for kept in (S, Y))
         return State(state.step + 1, (moved(length), length, tried), (S, Y, x, g))
 
-    def sends(params: Params, step: int, *, workers: int) -> int:
+    def sends(params: Params, step: int) -> int:
+        workers = worker.count()
         flat = jax.eval_shape(_flat, params)
         share = -(-flat.size // workers)
         numbers = (2 * memory + 3) ** 2 + 1 + (2 if line_search == "wolfe" else 1)

@@ -16,8 +16,8 @@ MISSED = 0.6
 
 
 def clock(W):
-    """Everybody has a speed of its own: they overtake each other in ever new orders."""
-    return jd.clock.speeds(np.linspace(1.0, 3.3, W).tolist())
+    """Everybody has a speed of its own, no two in a simple ratio: no ties, ever new orders."""
+    return jd.clock.speeds(np.sqrt(np.linspace(1.0, 11.0, W)).tolist())
 
 
 @functools.cache
