@@ -35,11 +35,15 @@ METHODS = {
     ),
     "all_reduce": lambda c: jd.all_reduce(optax.sgd(0.1), compressor=c),
     "diloco": lambda c: jd.diloco(optax.sgd(0.1), optax.sgd(0.7), period=3, compressor=c),
+    "streaming_diloco": lambda c: jd.streaming_diloco(
+        optax.sgd(0.1), optax.sgd(0.7), period=3, fragments=3, delay=2, compressor=c
+    ),
 }
 BRANCH = {
     "gossip": lambda t: (f"case {t % 3}",),
     "all_reduce": lambda t: (),
     "diloco": lambda t: (f"case {int((t + 1) % 3 == 0)}",),
+    "streaming_diloco": lambda t: (f"case {(t + 2) % 3 + 1}",),
 }
 
 
@@ -70,6 +74,16 @@ def test_declared_bytes_are_those_of_the_program(method, name):
             assert algorithm.sends(params, t) == found
     if method == "gossip":
         assert algorithm.sends(params, 0) == CATALOGUE[name]().bytes(params)
+
+
+def test_one_fragment_at_once_is_diloco_compressed_alike(x64):
+    compressor = C.error_feedback(C.sign())
+    one = jd.streaming_diloco(
+        optax.sgd(0.1), optax.sgd(0.7), period=2, fragments=1, compressor=compressor
+    )
+    both = jd.diloco(optax.sgd(0.1), optax.sgd(0.7), period=2, compressor=compressor)
+    data = twins.quadratic(W, 5, seed=1)
+    np.testing.assert_allclose(path(one, data), path(both, data), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", ["all_reduce", "gossip", "diloco"])
