@@ -58,7 +58,8 @@ def all_reduce(
         reducer.
 
     Communication:
-      Per step one all-reduce of size(params) bytes. Compressed, with p = compressor.bytes(gradients):
+      Per step one all-reduce of size(params) bytes, in at least float32: twice that for bfloat16
+      parameters. Compressed, with p = compressor.bytes(gradients):
       one all-gather of p (`top_k`), one all-reduce of p without its seed (`random_k`), or, of the parts of
       1/W of every leaf, an all-to-all of W payloads and an all-gather of one. Small leaves do not gain:
       each part has a scale of its own. `power_sgd`: rank x (rows + columns) numbers for every matrix.

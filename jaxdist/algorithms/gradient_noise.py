@@ -16,7 +16,6 @@ from jaxdist.algorithms.base import (
     check_fraction,
     check_rule,
     refuse_others,
-    size_bytes,
     updates,
     widest,
 )
@@ -217,4 +216,4 @@ def _squared(tree: Params) -> jax.Array:
 
 
 def _sends(params: Params, step: int) -> int:
-    return size_bytes(params) + jnp.dtype(widest(params)).itemsize
+    return reduction.mean_bytes(params) + jnp.dtype(widest(params)).itemsize
