@@ -16,6 +16,7 @@ from jaxdist.algorithms.base import (
     refuse_others,
     size_bytes,
 )
+from jaxdist.algorithms.membership import AVERAGED
 
 
 def all_reduce(inner: optax.GradientTransformation, *others: Never) -> Algorithm:
@@ -96,4 +97,5 @@ def all_reduce(inner: optax.GradientTransformation, *others: Never) -> Algorithm
         readout=lambda state: state.shared[0],
         sends=lambda params, step: size_bytes(params),
         waits=waiting.everyone(),
+        resize=AVERAGED,
     )

@@ -18,6 +18,7 @@ from jaxdist.algorithms.base import (
     refuse_others,
     size_bytes,
 )
+from jaxdist.algorithms.membership import AVERAGED
 
 
 def delayed(inner: optax.GradientTransformation, *others: Never, delay: int) -> Algorithm:
@@ -98,4 +99,5 @@ def delayed(inner: optax.GradientTransformation, *others: Never, delay: int) -> 
         update=update,
         readout=lambda state: at(state.shared[0], state.step),
         sends=lambda params, step: size_bytes(params),
+        resize=AVERAGED,
     )

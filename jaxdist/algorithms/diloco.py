@@ -19,6 +19,7 @@ from jaxdist.algorithms.base import (
     refuse_others,
     size_bytes,
 )
+from jaxdist.algorithms.membership import AVERAGED
 
 
 def diloco(
@@ -110,6 +111,7 @@ def diloco(
         readout=lambda state: state.shared[0],
         sends=sends,
         waits=waiting.everyone(period=period),
+        resize=AVERAGED,
     )
 
 

@@ -13,6 +13,7 @@ from jaxdist import reduction, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
+    Resize,
     State,
     apply,
     check_period,
@@ -21,6 +22,7 @@ from jaxdist.algorithms.base import (
     size_bytes,
 )
 from jaxdist.algorithms.diloco import displacement
+from jaxdist.algorithms.membership import averaged
 from jaxdist.cohort import Cohort, cohort
 
 PyTree = Any
@@ -243,6 +245,23 @@ def federated(
         wide = jax.eval_shape(lambda p: jax.tree.map(displacement, p, p), params)
         return (1 + controlled) * size_bytes(wide) * ((step + 1) % local_steps == 0)
 
+    def resized(state: State, fresh: State) -> State:
+        some = clients_per_round is not None or weights is not None
+        if some and int(state.step) % local_steps:
+            raise ValueError(
+                f"step {int(state.step)} is in the middle of a round of jd.federated, whose clients are "
+                f"drawn for one number of workers; resize it after a multiple of {local_steps} steps"
+            )
+        *own, memory = state.local
+        local = averaged(own, list(fresh.local[:2]))
+        if controlled:
+            (raw, bank), (zeros, new) = memory, fresh.local[2]
+            memory = (
+                averaged(raw, zeros),
+                averaged(bank, new) if clients is None else _dealt(bank, new),
+            )
+        return State(state.step, state.shared, (*local, memory))
+
     return Algorithm(
         init=init,
         gradient_at=lambda state: state.local[0],
@@ -252,7 +271,26 @@ def federated(
         if clients_per_round is None
         else lambda state: delivers(state.step // local_steps),
         sends=sends,
+        resize=Resize(
+            resized,
+            "the server goes on; everybody goes on from the workers' mean parameters; of a bank every "
+            "client keeps its control variate, else everybody has their mean",
+        ),
     )
+
+
+def _dealt(bank: Any, fresh: Any) -> Any:
+    """The same clients as the rows of other workers, `[workers, clients / workers, ...]`."""
+
+    def dealt(rows: Any, new: Any) -> Any:
+        if rows.shape[0] * rows.shape[1] != new.shape[0] * new.shape[1]:
+            raise ValueError(
+                f"the bank has {rows.shape[0] * rows.shape[1]} clients and {new.shape[0] * new.shape[1]} "
+                "are expected; write the number it was saved with: jd.federated(..., clients=...)"
+            )
+        return np.asarray(rows).reshape(new.shape)
+
+    return jax.tree.map(dealt, bank, fresh)
 
 
 def _afresh(fresh: Any, old: Any) -> Any:

@@ -16,6 +16,7 @@ from jaxdist.algorithms.base import (
     local_init,
     size_bytes,
 )
+from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
 from jaxdist.topology import Topology
 
@@ -113,4 +114,5 @@ def gossip(
         readout=lambda state: reduction.mean(state.local[0]),
         sends=lambda params, step: exchanges(topology, step + ahead) * size_bytes(params),
         waits=waiting.neighbors(topology, ahead=ahead, overlaps=order == "combine_while_adapt"),
+        resize=AVERAGED,
     )

@@ -18,6 +18,7 @@ from jaxdist.algorithms.base import (
     size_bytes,
     widest,
 )
+from jaxdist.algorithms.membership import AVERAGED
 
 Schedule = Callable[[Any], Any]
 
@@ -106,6 +107,7 @@ def noise_scale(
         readout=lambda state: state.shared[0],
         sends=_sends,
         report=report,
+        resize=AVERAGED,
     )
 
 
@@ -199,6 +201,7 @@ def adascale(
         readout=lambda state: state.shared[0],
         sends=_sends,
         report=lambda state: {"gain": state.shared[3], "invariant_steps": state.shared[2]},
+        resize=AVERAGED,
     )
 
 

@@ -19,6 +19,7 @@ from jaxdist.algorithms.base import (
     refuse_others,
     size_bytes,
 )
+from jaxdist.algorithms.membership import AVERAGED
 
 Memory = Literal["kept", "averaged"]
 
@@ -125,6 +126,7 @@ def local_sgd(
         readout=lambda state: reduction.mean(state.local[0]),
         sends=sends,
         waits=waiting.everyone(period=period, start=start),
+        resize=AVERAGED,
     )
 
 

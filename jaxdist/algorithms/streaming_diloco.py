@@ -23,6 +23,7 @@ from jaxdist.algorithms.base import (
     size_bytes,
 )
 from jaxdist.algorithms.diloco import displacement
+from jaxdist.algorithms.membership import AVERAGED
 
 PyTree = Any
 
@@ -180,6 +181,7 @@ def streaming_diloco(
         update=update,
         readout=readout,
         sends=sends,
+        resize=AVERAGED,
     )
 
 
