@@ -73,6 +73,9 @@ ARGUMENTS = {
     "lbfgs": dict(memory=4),
     "noise_scale": dict(inner=adam(LR)),
     "adascale": dict(inner=momentum(LR, 0.5)),
+    "one_bit_adam": dict(learning_rate=LR, warmup_steps=6, b1=0.8, b2=0.9, eps=1e-8),
+    "dgc": dict(learning_rate=LR, momentum=0.5, k=2),
+    "demo": dict(inner=sgd(LR), decay=0.5, chunk=2, keep=1),
     "local_sgd": dict(inner=momentum(LR, 0.9), period=4, start=6),
     "slow_momentum": dict(
         inner=sgd(LR), period=4, slow_learning_rate=0.8, slow_momentum=0.5, learning_rate=LR

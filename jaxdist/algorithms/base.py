@@ -1,6 +1,5 @@
 """The contract: an algorithm is four pure functions over a State with two rooms."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -57,9 +56,8 @@ class Algorithm(NamedTuple):
       active: `State` -> whether this worker delivers a gradient at this step; None: always. Where it
         does not, `grads` are zeros.
       sends: `sends(params, step)` -> the bytes that one worker hands to the network at that step
-        (the operands of its collectives), from the shapes of the parameters alone; where it depends
-        on the number of workers, `sends(params, step, *, workers)`. None: not declared. Read it with
-        `bytes_sent`.
+        (the operands of its collectives), from the shapes of the parameters alone; `worker.count()` is
+        at hand. None: not declared. Read it with `bytes_sent`.
       report: `State` -> a dict of arrays to be recorded after a step beside the loss (staleness,
         simulated seconds), the same for every worker: from the shared room, without communication.
       waits: whom a worker waits for at the end of a step, for example `waiting.everyone()`: what
@@ -73,7 +71,7 @@ class Algorithm(NamedTuple):
     update: Callable[..., State]
     readout: Callable[[State], Params]
     active: Callable[[State], jax.Array] | None = None
-    sends: Callable[..., int] | None = None
+    sends: Callable[[Params, int], int] | None = None
     report: Callable[[State], dict[str, Any]] | None = None
     waits: Waits | None = None
     resize: Resize | None = None
@@ -102,8 +100,8 @@ def bytes_sent(algorithm: Algorithm, params: Params, step: int, *, workers: int)
     """What one worker hands to the network at a step, 0 where the method does not declare it."""
     if algorithm.sends is None:
         return 0
-    counted = "workers" in inspect.signature(algorithm.sends).parameters
-    return algorithm.sends(params, step, **({"workers": workers} if counted else {}))
+    with worker.counted(workers):
+        return algorithm.sends(params, step)
 
 
 def local_init(inner: optax.GradientTransformation, params: Params) -> PyTree:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import reduction, worker
+from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -100,4 +100,5 @@ def delayed(inner: optax.GradientTransformation, *others: Never, delay: int) -> 
         readout=lambda state: at(state.shared[0], state.step),
         sends=lambda params, step: size_bytes(params),
         resize=AVERAGED,
+        waits=waiting.everyone(),
     )

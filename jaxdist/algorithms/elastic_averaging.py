@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import buckets, reduction, worker
+from jaxdist import buckets, reduction, waiting, worker
 from jaxdist.algorithms.arrivals import enter, open_book, reopen, report
 from jaxdist.algorithms.base import (
     Algorithm,
@@ -144,6 +144,7 @@ def elastic_averaging(
         readout=lambda state: state.shared,
         sends=sends,
         resize=AVERAGED,
+        waits=waiting.everyone(period=period),
     )
 
 

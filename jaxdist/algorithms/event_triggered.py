@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import mixing, reduction, worker
+from jaxdist import mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -120,6 +120,7 @@ def event_triggered(
         update=update,
         readout=lambda state: reduction.mean(state.local[0]),
         sends=lambda params, step: exchanges(topology, step) * size_bytes(params) + 4,
+        waits=waiting.neighbors(topology),
         report=lambda state: {"messages_sent": state.shared},
         resize=remade(
             lambda old, fresh: (*averaged(old[:2], fresh[:2]), fresh[2]),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import mixing, reduction, worker
+from jaxdist import mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -145,6 +145,7 @@ def gradient_tracking(
         readout=readout,
         sends=sends,
         resize=AVERAGED,
+        waits=waiting.neighbors(topology),
     )
 
 

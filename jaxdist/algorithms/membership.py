@@ -63,6 +63,13 @@ def recut(old: PyTree, fresh: PyTree) -> PyTree:
     return jax.tree.map(one, old, fresh)
 
 
+def residuals(old: PyTree, fresh: PyTree) -> PyTree:
+    """What a compressed reduction keeps: averaged; the second residual, a share each, is cut anew."""
+    if isinstance(fresh, tuple) and len(fresh) == 2:
+        return averaged(old[0], fresh[0]), recut(old[1], fresh[1])
+    return averaged(old, fresh)
+
+
 def remade(local: Callable[[PyTree, PyTree], PyTree], says: str) -> Resize:
     """A rule by which what is shared goes on, and `local(old, fresh)` is what everybody keeps."""
 
@@ -75,4 +82,7 @@ def remade(local: Callable[[PyTree, PyTree], PyTree], says: str) -> Resize:
 AVERAGED = remade(
     averaged,
     "what is shared goes on; everybody goes on from the workers' mean parameters and mean memory",
+)
+REDUCED = remade(
+    residuals, "what is shared goes on; of what messages left out everybody has the workers' mean"
 )

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdist import mixing, reduction, worker
+from jaxdist import mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import Algorithm, Params, State, size_bytes
 from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
@@ -175,6 +175,7 @@ def _method(
         readout=lambda state: reduction.mean(state.local[0]),
         sends=lambda params, step: exchanges(topology, step) * size_bytes(params),
         resize=AVERAGED,
+        waits=waiting.neighbors(topology),
     )
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import mixing, reduction, worker
+from jaxdist import mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -144,6 +144,7 @@ def push_sum(
             "sum of numerators over sum of weights, what is under way counted: from there everybody goes "
             "on with weight 1 and the workers' mean memory, and nothing is under way",
         ),
+        waits=waiting.neighbors(topology, ahead=-delay, overlaps=delay > 0),
     )
 
 

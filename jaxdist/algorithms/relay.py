@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import mixing, reduction, worker
+from jaxdist import mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -133,6 +133,7 @@ def relay(inner: optax.GradientTransformation, tree: Topology) -> Algorithm:
             "everybody goes on from the workers' mean parameters and mean memory, as if all had sent these "
             "for ever",
         ),
+        waits=waiting.neighbors(tree),
     )
 
 

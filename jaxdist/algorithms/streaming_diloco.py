@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import reduction, worker
+from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -182,6 +182,7 @@ def streaming_diloco(
         readout=readout,
         sends=sends,
         resize=AVERAGED,
+        waits=waiting.everyone(period=turn, ahead=delay),
     )
 
 

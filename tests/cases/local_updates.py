@@ -3,6 +3,7 @@
 import numpy as np
 import optax
 import twins
+from twins.compressed import ef21, exchanged, scaled_sign
 
 import jaxdist as jd
 from cases.base import Case
@@ -118,6 +119,21 @@ CASES: dict[str, dict[str, Case]] = {
                 inner=twins.momentum(0.1, 0.5), outer=twins.momentum(0.7, 0.9, True), period=4
             ),
             branch=_every(4),
+        ),
+        "ef21 of signs": Case(
+            make=lambda W: jd.diloco(
+                optax.sgd(0.1),
+                optax.sgd(0.7),
+                period=2,
+                compressor=jd.compress.ef21(jd.compress.sign()),
+            ),
+            twin=lambda W: dict(
+                inner=twins.sgd(0.1),
+                outer=twins.sgd(0.7),
+                period=2,
+                mean=ef21(exchanged(scaled_sign)),
+            ),
+            branch=lambda t: f"case {int((t + 1) % 2 == 0)}",
         ),
     },
     "streaming_diloco": {

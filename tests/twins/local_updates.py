@@ -79,11 +79,13 @@ def block_momentum(
     return trace
 
 
-def diloco(problem, steps, x0, *, inner, outer, period):
+def diloco(problem, steps, x0, *, inner, outer, period, mean=None):
     """Every period steps d = z - mean x goes as a gradient to outer on z, then x <- z.
 
     (Douillard et al. 2023, Algorithm 1.) The states of inner live on. Readout is z.
+    mean: another mean of the z - x_i, of twins.compressed.
     """
+    mean = mean(problem.workers, np.size(x0)) if mean else lambda D: D.mean(0)
     X, z = copies(problem, x0), np.array(x0, np.float64)
     states, outer_state = begin(inner, X), outer.init(z)
     trace = Trace.begin(X, z)
@@ -91,7 +93,7 @@ def diloco(problem, steps, x0, *, inner, outer, period):
         U, states = each(inner, problem.gradient(t, X), states, X)
         X = X + U
         if (t + 1) % period == 0:
-            u, outer_state = outer.update(z - X.mean(0), outer_state, z)
+            u, outer_state = outer.update(mean(z - X), outer_state, z)
             z = z + u
             X = copies(problem, z)
         trace.record(X, z)
