@@ -59,6 +59,7 @@ FLOORS = {
     "experiment": 9,
     "launch": 9,
     "report": 9,
+    "inheriting": 10,
     "train": 10,
     "cli": 11,
 }
