@@ -78,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("config", help="a Python file, for example configs/digits_gossip.py")
     one.add_argument("--workdir", type=_folder, help="the run's folder (default runs/CONFIG)")
     one.add_argument("--resume", choices=("auto", "must", "never"), default="auto")
+    one.add_argument(
+        "--init-from", type=_folder, help="begin from another run: other workers, another method"
+    )
     one = command("eval", _eval, "evaluate the newest checkpoint of a run")
     one.add_argument(
         "run_folder", nargs="?", type=_folder, help="the run's folder", metavar="WORKDIR"
@@ -136,7 +139,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
     # JAX must join the other processes before a config makes its first array.
     cluster.join()
-    from jaxdist import experiment
+    from jaxdist import experiment, inheriting
     from jaxdist.train import train
 
     config = experiment.read(options.config, rest)
@@ -145,6 +148,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
     first = jax.process_index() == 0  # which speaks for all of a job
     say = print if first else lambda line: None
+    inheriting.prepare(config, folder, init_from=options.init_from, resume=options.resume, say=say)
     outcome = train(config, folder, resume=options.resume, say=say)
     if not first:
         return
@@ -175,14 +179,9 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
     workdir = given.pop()
     import jax
 
-    from jaxdist import checkpoint, experiment, metrics, run_folder
+    from jaxdist import checkpoint, experiment, metrics
 
-    record = run_folder.read_record(workdir)
-    # The config is run from where it was, never from the copy in the folder.
-    config = experiment.read(record["config"], keywords=record["keywords"])
-    if config.source != record["source"]:
-        raise ValueError(f"{record['config']} has changed since {workdir} was made from it")
-    made = config.experiment
+    made = experiment.read_again(workdir).experiment
     trainer = experiment.trainer_of(made)
     state = trainer.init(made.task.init(jax.random.key(made.seed)))
     found = checkpoint.restore(workdir / "checkpoints", state)
