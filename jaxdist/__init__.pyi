@@ -46,6 +46,7 @@ from .algorithms.neighbor_momentum import quasi_global_momentum as quasi_global_
 from .algorithms.pairwise import pairwise as pairwise
 from .algorithms.push_sum import push_sum as push_sum
 from .algorithms.relay import relay as relay
+from .algorithms.sharded_all_reduce import sharded_all_reduce as sharded_all_reduce
 from .algorithms.slow_momentum import slow_momentum as slow_momentum
 from .algorithms.stale_synchronous import stale_synchronous as stale_synchronous
 from .algorithms.streaming_diloco import streaming_diloco as streaming_diloco

@@ -17,14 +17,18 @@ from jaxdist import worker
 PyTree = Any
 
 
-def pack(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]:
+def pack(
+    tree: PyTree, *, rows: bool = False
+) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]:
     """Flattens a pytree into the buffers that travel, and tells how to undo it.
 
     Args:
       tree: this worker's arrays.
+      rows: whether the leaves are `[rows, n]`, all of as many rows, and are joined row by row.
 
     Returns:
-      The buffers, and a function from such buffers back to a pytree like `tree`.
+      The buffers, and a function from such buffers back to a pytree like `tree`; with `rows`, of as
+      many rows as it is given.
     """
     leaves, structure = jax.tree.flatten(tree)
     leaves = [worker.vary(jnp.asarray(x)) for x in leaves]
@@ -34,7 +38,9 @@ def pack(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyT
         groups.setdefault(i if alone else x.dtype, []).append(i)
 
     buffers = [
-        leaves[own[0]] if len(own) == 1 else jnp.concatenate([leaves[i].ravel() for i in own])
+        leaves[own[0]]
+        if len(own) == 1
+        else jnp.concatenate([leaves[i] if rows else leaves[i].ravel() for i in own], -1)
         for own in groups.values()
     ]
 
@@ -44,9 +50,10 @@ def pack(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyT
             if len(own) == 1:
                 out[own[0]] = buffer
                 continue
-            ends = np.cumsum([leaves[i].size for i in own])[:-1].tolist()
-            for i, part in zip(own, jnp.split(buffer, ends), strict=True):
-                out[i] = part.reshape(leaves[i].shape)
+            sizes = [leaves[i].shape[-1] if rows else leaves[i].size for i in own]
+            parts = jnp.split(buffer, np.cumsum(sizes)[:-1].tolist(), -1)
+            for i, part in zip(own, parts, strict=True):
+                out[i] = part if rows else part.reshape(leaves[i].shape)
         return jax.tree.unflatten(structure, out)
 
     return buffers, restore

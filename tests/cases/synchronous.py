@@ -18,6 +18,17 @@ CASES: dict[str, dict[str, Case]] = {
             twin=lambda W: dict(inner=twins.momentum(0.1, 0.9, True)),
         ),
     },
+    "sharded_all_reduce": {
+        "momentum": Case(
+            make=lambda W: jd.sharded_all_reduce(optax.sgd(0.1, momentum=0.9)),
+            twin=lambda W: dict(inner=twins.momentum(0.1, 0.9)),
+        ),
+        "leaves": Case(
+            make=lambda W: jd.sharded_all_reduce(optax.sgd(0.1, momentum=0.5, nesterov=True)),
+            twin=lambda W: dict(inner=twins.momentum(0.1, 0.5, True)),
+            parts=(1, 4),
+        ),
+    },
     "lbfgs": {
         "wolfe": Case(make=lambda W: jd.lbfgs(memory=3), twin=lambda W: dict(memory=3)),
         "armijo": Case(
