@@ -1,6 +1,7 @@
-"""The command line: jaxdist train, eval, check, topology, data, doctor."""
+"""The command line: jaxdist train, eval, check, inspect, plan, topology, data, doctor."""
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parser = _parser()
         options, rest = parser.parse_known_args(arguments)
-        if rest and options.command not in ("train", "check", "inspect"):
+        if rest and options.command not in ("train", "check", "inspect", "plan"):
             parser.error(f"unrecognized arguments: {shlex.join(rest)}")
         options.run(options, rest)
     except FloatingPointError as error:
@@ -99,6 +100,19 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("config", help="a Python file")
     one.add_argument("--target", default="cpu:8", help="compile for cpu:8, v5e:4x4, h100:8, ...")
     one.add_argument("--json", type=Path, help="also write everything to this file")
+    one = command(
+        "plan",
+        _plan,
+        "predict step times and scaling of a config, on hardware not here",
+        help=False,
+    )
+    one.add_argument("config", help="a Python file")
+    one.add_argument("--target", default="v5e:16x16", help="a chip and the shape of a whole slice")
+    one.add_argument("--workers", type=_counts, default=[64, 256, 1024, 4096], help="64,256,1024")
+    one.add_argument("--chips-per-worker", type=int, default=1)
+    one.add_argument("--utilisation", type=_part, help="of the peak, assumed (default 0.4)")
+    one.add_argument("--json", type=Path, help="also write everything to this file")
+    one.add_argument("--picture", type=Path, help="also draw the efficiencies, a .png or .svg")
     one = command("topology", _topology, "show who listens to whom, and how fast they agree")
     one.add_argument("name", help="for example ring")
     one.add_argument("--size", type=int, default=8, help="how many workers (default 8)")
@@ -128,6 +142,23 @@ def _folder(text: str) -> Path:
             f"{text} is no path of a file system; mount it (gcsfuse), and write the path"
         )
     return Path(text)
+
+
+def _counts(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} are no numbers of workers; write 64,256,1024")
+    return sorted({int(part) for part in parts})
+
+
+def _part(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no part of a peak; write a number like 0.4")
+    return value
 
 
 def _row(name: str, value: object) -> None:
@@ -261,6 +292,71 @@ def _inspect(options: argparse.Namespace, rest: list[str]) -> None:
     if options.json:
         run_folder.replace(options.json, json.dumps(found.as_json(), indent=1) + "\n")
         _row("written to", options.json)
+
+
+def _plan(options: argparse.Namespace, rest: list[str]) -> None:
+    import json
+
+    import jax
+
+    from jaxdist import experiment, plan, report, run_folder
+
+    utilisation = options.utilisation or plan.UTILISATION
+    layouts = {
+        workers: plan.lay_out(options.target, workers, chips=options.chips_per_worker)
+        for workers in options.workers
+    }
+    made = experiment.read(options.config, rest).experiment
+    params = jax.eval_shape(made.task.init, jax.random.key(made.seed))
+    examples = jax.tree.map(lambda x: x[0], made.task.stream.batch(0))
+    flops = plan.gradient_flops(made.task.loss_fn, params, examples)
+    rows, missing = [], []
+    for workers, layout in layouts.items():
+        methods = {name: method(workers) for name, method in plan.METHODS.items()}
+        try:
+            own = experiment.read(options.config, [*rest, "--workers", str(workers)]).experiment
+            methods["this config"] = own.algorithm
+        except ValueError as error:
+            missing.append(f"the config itself has no {workers} workers: {error}")
+        for name, method in methods.items():
+            try:
+                found = plan.predict(method, params, layout, flops=flops, utilisation=utilisation)
+            except ValueError as error:
+                missing.append(f"{name}: {error}")
+                continue
+            rows.append(plan.Row(name, workers, found))
+    count = sum(x.size for x in jax.tree.leaves(params))
+    chip = next(iter(layouts.values())).chip
+    print(f"{options.config} on {options.target}: a PREDICTION by a model, not a measurement\n")
+    print(plan.table(sorted(rows, key=lambda row: row.workers)))
+    print("\n".join(["", *dict.fromkeys(missing)] if missing else [""]))
+    _row("parameters", f"{count:,}")
+    _row("FLOPs of a gradient", f"{flops:,}, {rows[0].prediction.compute_seconds * 1e3:.4f} ms")
+    _row("assumed", f"{utilisation:.0%} of {chip.peak / 1e12:.0f} TFLOP/s ({chip.source})")
+    _row("inside a slice", f"{max(1, chip.links)} x {_speed(chip.inside)}")
+    _row("between slices", _speed(chip.across))
+    _row("model, and its errors", "docs/plan.md")
+    if options.json:
+        fields = [
+            {
+                "method": method,
+                "workers": workers,
+                **found._asdict(),
+                "efficiency": found.efficiency,
+            }
+            for method, workers, found in rows
+        ]
+        lines = {"prediction": True, "target": options.target, "flops": flops, "rows": fields}
+        run_folder.replace(options.json, json.dumps(lines, indent=1) + "\n")
+        _row("written to", options.json)
+    if options.picture:
+        _writable(options.picture.parent)
+        report.draw_plan(rows, options.picture, title=f"{options.config} on {options.target}")
+        _row("drawn", options.picture)
+
+
+def _speed(link) -> str:
+    return f"{link.bytes_per_second / 1e9:g} GB/s, {link.latency_seconds * 1e6:g} us ({link.name})"
 
 
 def _topology(options: argparse.Namespace, rest: list[str]) -> None:
