@@ -69,3 +69,4 @@ from .experiment import Experiment as Experiment
 from .mixing import mix as mix
 from .optax_adapter import as_optax as as_optax
 from .reduction import mean as mean
+from .resize import resize as resize

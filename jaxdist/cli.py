@@ -78,11 +78,18 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("config", help="a Python file, for example configs/digits_gossip.py")
     one.add_argument("--workdir", type=_folder, help="the run's folder (default runs/CONFIG)")
     one.add_argument("--resume", choices=("auto", "must", "never"), default="auto")
+    one.add_argument(
+        "--init-from", type=_folder, help="begin from another run: other workers, another method"
+    )
     one = command("eval", _eval, "evaluate the newest checkpoint of a run")
     one.add_argument(
         "run_folder", nargs="?", type=_folder, help="the run's folder", metavar="WORKDIR"
     )
     one.add_argument("--workdir", type=_folder, help="the same")
+    one = command("compare", _compare, "show runs side by side: a table and a picture")
+    one.add_argument("runs", nargs="+", type=_folder, metavar="WORKDIR", help="two runs or more")
+    one.add_argument("--output", type=Path, help="where to draw them (default DIR/comparison.png)")
+    one.add_argument("--workdir", type=_folder, default=Path(), help="where the picture goes")
     one = command("check", _check, "build a config and check it, without training", help=False)
     one.add_argument("config", help="a Python file")
     one.add_argument("--workdir", type=_folder, help="a run's folder to check it against")
@@ -132,7 +139,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
     # JAX must join the other processes before a config makes its first array.
     cluster.join()
-    from jaxdist import experiment
+    from jaxdist import experiment, inheriting
     from jaxdist.train import train
 
     config = experiment.read(options.config, rest)
@@ -141,6 +148,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
     first = jax.process_index() == 0  # which speaks for all of a job
     say = print if first else lambda line: None
+    inheriting.prepare(config, folder, init_from=options.init_from, resume=options.resume, say=say)
     outcome = train(config, folder, resume=options.resume, say=say)
     if not first:
         return
@@ -171,14 +179,9 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
     workdir = given.pop()
     import jax
 
-    from jaxdist import checkpoint, experiment, metrics, run_folder
+    from jaxdist import checkpoint, experiment, metrics
 
-    record = run_folder.read_record(workdir)
-    # The config is run from where it was, never from the copy in the folder.
-    config = experiment.read(record["config"], keywords=record["keywords"])
-    if config.source != record["source"]:
-        raise ValueError(f"{record['config']} has changed since {workdir} was made from it")
-    made = config.experiment
+    made = experiment.read_again(workdir).experiment
     trainer = experiment.trainer_of(made)
     state = trainer.init(made.task.init(jax.random.key(made.seed)))
     found = checkpoint.restore(workdir / "checkpoints", state)
@@ -188,6 +191,25 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
         print(line)
     _row("step", f"{found.step} of {made.steps}")
     _rows(metrics.evaluate(trainer, found.state, made.task.accuracy, made.task.test))
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxdist import report, run_folder
+
+    runs = {}
+    for folder in options.runs:
+        run_folder.read_record(folder)  # refuses what is no run
+        metrics = run_folder.read_metrics(folder)
+        if not metrics:
+            raise ValueError(f"{folder} has no metrics yet; write jaxdist train")
+        runs[str(folder)] = metrics
+    if len(runs) < 2:
+        _refuse("jaxdist compare needs two different runs: write jaxdist compare runs/a runs/b")
+    print(report.compare(runs))
+    file = options.output or options.workdir / "comparison.png"
+    _writable(file.parent)
+    report.draw_comparison(runs, file)
+    _row("drawn", file)
 
 
 def _check(options: argparse.Namespace, rest: list[str]) -> None:

@@ -43,8 +43,8 @@ def mean(tree: PyTree) -> PyTree:
       A pytree like `tree`, the same for every worker: fit for the shared room.
 
     Communication:
-      Every leaf once, as the operand of an all-reduce; a ring moves 2 (W - 1) / W of that in and out
-      of every worker.
+      Every leaf once, as the operand of an all-reduce, see `mean_bytes`; a ring moves 2 (W - 1) / W of
+      that in and out of every worker.
     """
     buffers, restore = buckets.pack(tree)
     alive = faults.current().alive
@@ -54,6 +54,11 @@ def mean(tree: PyTree) -> PyTree:
     part = jnp.mean(alive, dtype=jnp.float32)
     present = [jnp.where(here, x, jnp.zeros_like(x)) for x in buffers]
     return restore([x / part.astype(x.dtype) for x in worker.mean(present)])
+
+
+def mean_bytes(tree: PyTree) -> int:
+    """What `mean` makes one worker hand to the network: 4 bytes for a number below float32, too."""
+    return size_bytes([_wide(x) for x in jax.tree.leaves(tree)])
 
 
 class Reducer(NamedTuple):
@@ -91,7 +96,7 @@ def reducer(how: Compressor | Feedback | PowerSGD | None) -> Reducer:
         return Reducer(
             lambda tree: ((), ()),
             lambda tree, memory, *, key, step: (mean(tree), memory),
-            lambda tree, step: size_bytes(tree),
+            lambda tree, step: mean_bytes(tree),
         )
     if isinstance(how, Compressor):
         return Reducer(
@@ -141,7 +146,7 @@ def average_bytes(tree: PyTree, compressor: Compressor) -> int:
     if compressor.route == "sum":  # summed in at least float32; the seed is known to all
         key = jax.eval_shape(lambda: jax.random.key(0))
         payloads = jax.eval_shape(partial(encode_leaves, compressor), key, tree)
-        return size_bytes([_wide(x) for x in jax.tree.leaves(payloads) if _floating(x)])
+        return mean_bytes([x for x in jax.tree.leaves(payloads) if _floating(x)])
     if compressor.route == "gather":
         return compressor.bytes(tree)
     workers = worker.count()
@@ -358,11 +363,11 @@ def _low_rank(how: PowerSGD) -> Reducer:
 
     def sends(tree: PyTree, step: int) -> int:
         if step < how.start:
-            return size_bytes([_wide(x) for x in jax.tree.leaves(tree)])
+            return mean_bytes(tree)
         large, small = split(tree)
         numbers = [(how.rank * sum(shape(x) or ()), _wide(x).dtype) for x in large]
         factors = sum(n * jnp.dtype(dtype).itemsize for n, dtype in numbers)
-        return factors + size_bytes([_wide(x) for x in small])
+        return factors + mean_bytes(small)
 
     return Reducer(init, reduced, sends)
 

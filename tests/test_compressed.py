@@ -29,17 +29,32 @@ def end(algorithm, steps, *, data=QUIET, devices=1):
     return np.abs(np.asarray(trainer.readout(state)) - data.minimiser).max()
 
 
+def one_way(workers, *, move=1.0):
+    """Everybody to the next one, the first to a second one as well; `move`: how far from the identity."""
+    links = np.eye(workers) + np.roll(np.eye(workers), 1, 0)
+    links[workers // 2, 0] = 1
+    return jd.topology.from_matrix(
+        (1 - move) * np.eye(workers) + move * links / links.sum(0), name="one way"
+    )
+
+
 METHODS = {
     "gossip": lambda c: jd.gossip(
         optax.sgd(0.1), jd.topology.one_peer_exponential(8), compressor=c
     ),
+    "push_sum": lambda c: jd.push_sum(optax.sgd(0.1), one_way(8), compressor=c),
     "all_reduce": lambda c: jd.all_reduce(optax.sgd(0.1), compressor=c),
     "diloco": lambda c: jd.diloco(optax.sgd(0.1), optax.sgd(0.7), period=3, compressor=c),
+    "streaming_diloco": lambda c: jd.streaming_diloco(
+        optax.sgd(0.1), optax.sgd(0.7), period=3, fragments=3, delay=2, compressor=c
+    ),
 }
 BRANCH = {
     "gossip": lambda t: (f"case {t % 3}",),
+    "push_sum": lambda t: (),
     "all_reduce": lambda t: (),
     "diloco": lambda t: (f"case {int((t + 1) % 3 == 0)}",),
+    "streaming_diloco": lambda t: (f"case {(t + 2) % 3 + 1}",),
 }
 
 
@@ -72,7 +87,17 @@ def test_declared_bytes_are_those_of_the_program(method, name):
         assert algorithm.sends(params, 0) == CATALOGUE[name]().bytes(params)
 
 
-@pytest.mark.parametrize("method", ["all_reduce", "gossip", "diloco"])
+def test_one_fragment_at_once_is_diloco_compressed_alike(x64):
+    compressor = C.error_feedback(C.sign())
+    one = jd.streaming_diloco(
+        optax.sgd(0.1), optax.sgd(0.7), period=2, fragments=1, compressor=compressor
+    )
+    both = jd.diloco(optax.sgd(0.1), optax.sgd(0.7), period=2, compressor=compressor)
+    data = twins.quadratic(W, 5, seed=1)
+    np.testing.assert_allclose(path(one, data), path(both, data), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["all_reduce", "gossip", "diloco", "push_sum"])
 def test_a_lossless_compressor_changes_nothing(x64, method):
     data = twins.quadratic(8, 5, seed=1)
     off, on = (path(METHODS[method](c), data) for c in (None, C.cast(jnp.float64)))
@@ -132,6 +157,47 @@ def test_choco_settles_where_compressed_gossip_stalls(x64, name):
     assert np.abs(exact - QUIET.minimiser).max() < 0.03
     assert np.abs(stalled - exact).max() > 0.3
     np.testing.assert_allclose(known, full, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_push_sum_settles_where_it_would_without_compression(x64, name):
+    """And where the payloads alone, with no copies, stay far from it."""
+    way, rule = one_way(W, move=0.5), optax.sgd(0.02)
+    exact = points(jd.push_sum(rule, way), 1000)
+    known = points(jd.push_sum(rule, way, compressor=MEMORIES[name]), 1000)
+    np.testing.assert_allclose(known, exact, atol=1e-8)
+    A, compress = way.matrix(0), {"top_k": twins.compressed.top(2)}
+    n, w = np.ones((W, 5)), np.ones(W)
+    for _ in range(1000):
+        v = n - 0.02 * QUIET.gradient(0, n / w[:, None])
+        sent_now = twins.compressed.each_of(compress.get(name, twins.compressed.scaled_sign), v)
+        n, w = v - sent_now + A @ sent_now, A @ w
+    assert np.abs(n / w[:, None] - exact).max() > 0.3
+
+
+def test_compressed_push_sum_loses_nothing(x64):
+    """Its mean moves by the mean update, however coarse the payload is and wherever workers are."""
+    algorithm = jd.push_sum(optax.sgd(0.1), one_way(W, move=0.5), compressor=C.ternary())
+    trainer = jd.execute(algorithm, cases.loss, workers=W, mesh=mesh_of(2))
+    state = trainer.init(jnp.ones(5))
+    for t in range(20):
+        at, before = np.array(trainer.gradient_at(state)), np.array(trainer.readout(state))
+        state, _ = trainer.step(state, QUIET.arrays(t))
+        moved = before - 0.1 * QUIET.gradient(t, at).mean(0)
+        np.testing.assert_allclose(trainer.readout(state), moved, rtol=0, atol=1e-12)
+    assert np.ptp(at, axis=0).max() > 1e-2
+
+
+def test_rounding_moves_compressed_push_sum_by_less_than_a_last_place_a_step():
+    algorithm = jd.push_sum(optax.sgd(0.0), one_way(W), compressor=C.int8(4))
+    trainer = jd.execute(algorithm, cases.loss, workers=W, mesh=mesh_of(1))
+    batch = {
+        k: jnp.broadcast_to(v.astype(np.float32), (2000, *v.shape))
+        for k, v in QUIET.arrays(0).items()
+    }
+    state, _ = trainer.steps(trainer.init(jnp.linspace(0.1, 0.7, 5)), batch)
+    moved = np.abs(trainer.readout(state) / np.linspace(0.1, 0.7, 5) - 1)
+    assert moved.max() < 2000 * np.finfo(np.float32).eps
 
 
 def points(algorithm, steps):
@@ -327,6 +393,12 @@ RING, SGD = jd.topology.ring(4), optax.sgd(0.1)
         (lambda: jd.dgc(0.1, ratio=2), "at most 1"),
         (lambda: jd.demo(SGD, chunk=4), "from 1 to 4"),
         (lambda: jd.sign_majority(SGD, RING), "no use for"),
+        (lambda: jd.push_sum(SGD, RING, compressor=C.sign(), delay=1), "write delay=0"),
+        (lambda: jd.push_sum(SGD, RING, compressor=C.ef21(C.sign())), "jd.compress.sign() itself"),
+        (
+            lambda: jd.push_sum(SGD, jd.topology.one_peer_exponential(8), compressor=C.sign()),
+            "write jd.topology.exponential(8)",
+        ),
     ],
 )
 def test_a_wrong_argument_is_refused_with_the_line_to_write(make, said):

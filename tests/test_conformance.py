@@ -195,9 +195,19 @@ def test_a_state_saved_as_arrays_and_put_back_goes_on_identically(name, label):
 
 @EVERY
 def test_declared_bytes_are_the_bytes_of_the_program(name, label):
+    check_bytes(name, label)
+
+
+@ONE_EACH
+def test_declared_bytes_are_those_of_the_program_for_bfloat16(name, label):
+    """Sums travel in float32, what is only passed on in two bytes."""
+    check_bytes(name, label, dtype=jnp.bfloat16)
+
+
+def check_bytes(name, label, *, dtype=None):
     data, case = problem(8), cases.case(name, label)
     algorithm = case.make(8)
-    params = cases.start(parts=case.parts)
+    params = cases.start(dtype=dtype, parts=case.parts)
     trainer = jd.execute(algorithm, cases.loss, workers=8)
     lowered = trainer.compiled.lower(trainer.init(params), batch(data, 0, np.float32))
     found = jd.audit.collectives(lowered)

@@ -3,6 +3,7 @@
 import numpy as np
 import optax
 from twins import adagrad, adam, momentum, quadratic, scaffold, sgd
+from twins.compressed import top
 
 W, N, LR = 5, 3, 0.1
 X0 = np.array([2.0, -1.0, 0.5])
@@ -95,6 +96,7 @@ ARGUMENTS = {
     "elastic_averaging": dict(inner=sgd(LR), period=2, attraction=0.1),
     "gossip": dict(inner=adam(LR), matrix=hop, order="combine_then_adapt"),
     "push_sum": dict(inner=sgd(LR), matrix=changing_directed, delay=2),
+    "compressed_push_sum": dict(inner=sgd(LR), matrix=directed, compressor=top(2)),
     "gradient_tracking": dict(inner=sgd(LR), matrix=hop),
     "push_diging": dict(inner=sgd(0.05), matrix=changing_directed),
     "exact_diffusion": dict(inner=sgd(LR), matrix=ring),

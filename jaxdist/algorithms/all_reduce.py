@@ -15,6 +15,7 @@ from jaxdist.algorithms.base import (
     check_rule,
     refuse_others,
 )
+from jaxdist.algorithms.membership import REDUCED
 from jaxdist.compress import Compressor, Feedback, PowerSGD
 
 
@@ -58,7 +59,8 @@ def all_reduce(
         reducer.
 
     Communication:
-      Per step one all-reduce of size(params) bytes. Compressed, with p = compressor.bytes(gradients):
+      Per step one all-reduce of size(params) bytes, in at least float32: twice that for bfloat16
+      parameters. Compressed, with p = compressor.bytes(gradients):
       one all-gather of p (`top_k`), one all-reduce of p without its seed (`random_k`), or, of the parts of
       1/W of every leaf, an all-to-all of W payloads and an all-gather of one. Small leaves do not gain:
       each part has a scale of its own. `power_sgd`: rank x (rows + columns) numbers for every matrix.
@@ -128,4 +130,5 @@ def all_reduce(
         readout=lambda state: state.shared[0],
         sends=how.bytes,
         waits=waiting.everyone(),
+        resize=REDUCED,
     )

@@ -16,10 +16,10 @@ from jaxdist.algorithms.base import (
     check_fraction,
     check_rule,
     refuse_others,
-    size_bytes,
     updates,
     widest,
 )
+from jaxdist.algorithms.membership import AVERAGED
 
 Schedule = Callable[[Any], Any]
 
@@ -109,6 +109,7 @@ def noise_scale(
         sends=_sends,
         waits=waiting.everyone(),
         report=report,
+        resize=AVERAGED,
     )
 
 
@@ -201,6 +202,7 @@ def adascale(
         sends=_sends,
         waits=waiting.everyone(),
         report=lambda state: {"gain": state.shared[3], "invariant_steps": state.shared[2]},
+        resize=AVERAGED,
     )
 
 
@@ -217,4 +219,4 @@ def _squared(tree: Params) -> jax.Array:
 
 
 def _sends(params: Params, step: int) -> int:
-    return size_bytes(params) + jnp.dtype(widest(params)).itemsize
+    return reduction.mean_bytes(params) + jnp.dtype(widest(params)).itemsize

@@ -3,7 +3,7 @@
 import numpy as np
 import optax
 import twins
-from twins.compressed import scaled_sign
+from twins.compressed import scaled_sign, top
 
 import jaxdist as jd
 from cases.base import Case, over
@@ -154,6 +154,15 @@ CASES: dict[str, dict[str, Case]] = {
         "one-way rounds": _push_sum(_directed_rounds),
         "one-way rounds, delay 3": _push_sum(_directed_rounds, delay=3),
         "one-peer, delay 1": _push_sum(jd.topology.one_peer_exponential, delay=1),
+        "one way, top_k": Case(
+            make=lambda W: jd.push_sum(
+                optax.sgd(0.1, momentum=0.5), _directed(W), compressor=jd.compress.top_k(0.4)
+            ),
+            twin=lambda W: dict(
+                inner=twins.momentum(0.1, 0.5), matrix=over(_directed(W)), compressor=top(2)
+            ),
+            recursion="compressed_push_sum",
+        ),
     },
     "gradient_tracking": {
         f"{name}, {order}": _tracking(topology, order)

@@ -30,6 +30,7 @@ TWINS = {
     "demo": compressed.demo,
     "gossip": gossip.gossip,
     "push_sum": gossip.push_sum,
+    "compressed_push_sum": compressed.push_sum,
     "gradient_tracking": gossip.gradient_tracking,
     "push_diging": gossip.push_diging,
     "exact_diffusion": gossip.exact_diffusion,

@@ -6,6 +6,7 @@ fresh mean: a function of what the workers have, [W, n] -> [n], which may rememb
 
 import numpy as np
 
+from .inner import begin, each
 from .problem import Trace, copies
 
 
@@ -102,6 +103,25 @@ def ef21(average):
         return mean
 
     return begin_mean
+
+
+def push_sum(problem, steps, x0, *, inner, matrix, compressor):
+    """Compressed push-sum. (Taheri et al. 2020, Algorithm 2; Toghani & Uribe 2022 for a lazy matrix.)
+
+    v = n + u; h_i += C(v_i - h_i); n' = v - h + A h; w' = A w; g at n / w. h starts at 0, A is
+    column-stochastic and does not vary. Readout is sum n / sum w.
+    """
+    A, N, w = matrix(0), copies(problem, x0), np.ones(problem.workers)
+    H, states = np.zeros_like(N), begin(inner, N)
+    trace = Trace.begin(N, N.mean(0))
+    for t in range(steps):
+        Z = N / w[:, None]
+        U, states = each(inner, problem.gradient(t, Z), states, Z)
+        V = N + U
+        H = H + each_of(compressor, V - H)
+        N, w = V - H + A @ H, A @ w
+        trace.record(N / w[:, None], N.sum(0) / w.sum())
+    return trace
 
 
 def one_bit_adam(problem, steps, x0, *, learning_rate, warmup_steps, b1, b2, eps):
