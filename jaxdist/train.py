@@ -12,6 +12,7 @@ from jaxdist.algorithms.base import bytes_sent
 from jaxdist.data import check_batch
 from jaxdist.executor import execute
 from jaxdist.experiment import Config
+from jaxdist.saving import saving
 
 Say = Callable[[str], None]
 Resume = Literal["auto", "must", "never"]
@@ -99,6 +100,7 @@ def _train(
         feed.batches(
             experiment.task.stream, trainer, begin, resident=experiment.resident
         ) as batches,
+        saving(saves, keep=2) as saver,
     ):
 
         def settle() -> None:
@@ -116,8 +118,7 @@ def _train(
             finite = metrics.fetch(metrics.finite_points(trainer.gradient_at(state)), trainer)
             metrics.check_finite(done, finite, params, of="parameters")
             recorder.sync()
-            if done not in checkpoint.steps(saves):
-                checkpoint.save(saves, done, state, keep=2)
+            saver.save(done, state)
 
         while done < experiment.steps and not stop(done):
             batch = next(batches)
