@@ -11,6 +11,7 @@ from jaxdist import checkpoint, feed, metrics, report, run_folder, stopping
 from jaxdist.algorithms.base import bytes_sent
 from jaxdist.data import check_batch
 from jaxdist.experiment import Config, trainer_of
+from jaxdist.saving import saving
 
 Say = Callable[[str], None]
 Resume = Literal["auto", "must", "never"]
@@ -90,6 +91,7 @@ def _train(
         feed.batches(
             experiment.task.stream, trainer, begin, resident=experiment.resident
         ) as batches,
+        saving(saves, keep=2) as saver,
     ):
 
         def settle() -> None:
@@ -107,8 +109,7 @@ def _train(
             finite = metrics.fetch(metrics.finite_points(trainer.gradient_at(state)), trainer)
             metrics.check_finite(done, finite, params, of="parameters")
             recorder.sync()
-            if done not in checkpoint.steps(saves):
-                checkpoint.save(saves, done, state, keep=2)
+            saver.save(done, state)
 
         while done < experiment.steps and not stop(done):
             batch = next(batches)
