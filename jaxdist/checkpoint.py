@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
+from jaxdist import cluster
 from jaxdist.algorithms.base import check_period
 
 PyTree = Any
@@ -89,13 +89,13 @@ def save(
     exists = path.exists()
     if exists and not _fault(path):
         raise ValueError(f"step {step} is in {root} already, intact, and is not overwritten")
-    _agree("found")
+    cluster.barrier("found", step)
     if jax.process_index() == 0:
         root.mkdir(parents=True, exist_ok=True)
         _clean(root)
         if exists:
             path.rename(_unused(path))
-    _agree("cleaned")
+    cluster.barrier("cleaned", step)
     arrays = {str(i): _data(x) for i, (_, x) in enumerate(leaves) if x.size}
     with _manager(root, read_only=False) as manager:
         saved = manager.save(
@@ -116,7 +116,7 @@ def save(
             for old in mine[:-keep]:
                 gone = (root / str(old)).rename(root / f"{old}{UNFINISHED}")
                 shutil.rmtree(gone)
-    _agree("saved")
+    cluster.barrier("saved", step)
 
 
 def restore(
@@ -198,11 +198,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _agree(where: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"jaxdist.checkpoint {where}")
 
 
 def _named(tree: PyTree) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The command line: jaxdist train, eval, check, topology, data, doctor."""
+"""The command line: jaxdist train, launch, status, eval, check, topology, data, doctor."""
 
 import argparse
 import shlex
@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
+
+from jaxdist import watchdog
 
 PACKAGE = Path(__file__).parent
 
@@ -24,23 +26,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, rest = parser.parse_known_args(arguments)
         if rest and options.command not in ("train", "check", "inspect"):
             parser.error(f"unrecognized arguments: {shlex.join(rest)}")
-        options.run(options, rest)
-    except FloatingPointError as error:
-        return _say(error, 1)
-    except (ValueError, TypeError) as error:
-        if not _ours(error):
-            raise
-        return _say(error, 2)
-    except RuntimeError as error:
-        if "Unable to initialize backend" not in str(error):
-            raise
-        return _say(f"{error}; unset JAX_PLATFORMS, or install the extra: tpu, cuda", 2)
+        return options.run(options, rest) or 0
     except KeyboardInterrupt:
         return 130
-    return 0
+    except Exception as error:
+        if not (code := _code(error)):
+            raise
+        advice = "; unset JAX_PLATFORMS, or install the extra: tpu, cuda"
+        return _say(f"{error}{advice if isinstance(error, RuntimeError) else ''}", code)
 
 
-def _ours(error: Exception) -> bool:
+def _code(error: BaseException) -> int:
+    """The exit code of what a line is enough for; 0: it needs its traceback."""
+    if isinstance(error, FloatingPointError):
+        return 1
+    refused = isinstance(error, ValueError | TypeError) and _ours(error)
+    no_backend = isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error)
+    return 2 if refused or no_backend else 0
+
+
+def _ours(error: BaseException) -> bool:
     """Whether jaxdist itself refused something; a mistake inside a config keeps its traceback."""
     frame = error.__traceback__
     while frame and frame.tb_next:
@@ -48,8 +53,8 @@ def _ours(error: Exception) -> bool:
     return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
 
 
-def _say(error: Exception | str, code: int) -> int:
-    print(f"jaxdist: {' '.join(str(error).split())}", file=sys.stderr)
+def _say(error: str, code: int) -> int:
+    print(f"jaxdist: {' '.join(error.split())}", file=sys.stderr)
     return code
 
 
@@ -78,6 +83,26 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("config", help="a Python file, for example configs/digits_gossip.py")
     one.add_argument("--workdir", type=_folder, help="the run's folder (default runs/CONFIG)")
     one.add_argument("--resume", choices=("auto", "must", "never"), default="auto")
+    one = command("launch", _launch, "train in several processes on this host, and restart them")
+    one.add_argument("--processes", type=int, default=2, help="how many processes (2)")
+    one.add_argument("--devices-per-process", type=int, default=1, help="CPU devices of each (1)")
+    one.add_argument(
+        "--max-restarts", type=int, default=3, help="failures in a row without a new checkpoint (3)"
+    )
+    one.add_argument(
+        "--on", choices=("tpu-vm", "slurm", "gke-jobset"), help="print it for another site"
+    )
+    one.add_argument(
+        "--dry-run", action="store_true", help="print the command or the manifest only"
+    )
+    one.add_argument("--name", default="jaxdist", help="with --on: of the job, or of the TPU VM")
+    one.add_argument("--zone", default="ZONE", help="with --on tpu-vm")
+    one.add_argument("--image", default="IMAGE", help="with --on gke-jobset: of the container")
+    one.add_argument("--topology", default="", help="with --on gke-jobset: of a TPU slice, as 4x4")
+    one.add_argument("train", nargs=argparse.REMAINDER, help="-- train CONFIG ...")
+    one = command("status", _status, "show what the processes of a run are doing")
+    one.add_argument("workdir", type=_folder, help="the run's folder", metavar="WORKDIR")
+    one.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     one = command("eval", _eval, "evaluate the newest checkpoint of a run")
     one.add_argument(
         "run_folder", nargs="?", type=_folder, help="the run's folder", metavar="WORKDIR"
@@ -128,20 +153,33 @@ def _row(name: str, value: object) -> None:
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
-    from jaxdist import cluster
+    from jaxdist import cluster, fail_fast
 
-    # JAX must join the other processes before a config makes its first array.
-    cluster.join()
-    from jaxdist import experiment
+    folder = _run_of(options)
+    with watchdog.watching(cluster.place) as watch:
+        # JAX must join the other processes before a config makes its first array.
+        if not cluster.join():
+            return _train_here(options, rest, folder, watch)
+        with fail_fast.leaving(_code, who=cluster.place, now=watch.now, folder=folder):
+            _train_here(options, rest, folder, watch)
+
+
+def _run_of(options: argparse.Namespace) -> Path:
+    return options.workdir or Path("runs", Path(options.config).stem)
+
+
+def _train_here(
+    options: argparse.Namespace, rest: list[str], folder: Path, watch: watchdog.Watch
+) -> None:
+    from jaxdist import cluster, experiment, handshake
     from jaxdist.train import train
 
+    handshake.shake("start", handshake.surroundings())
+    watch.enter("read", 0)
     config = experiment.read(options.config, rest)
-    folder = options.workdir or Path("runs", config.path.stem)
-    import jax
-
-    first = jax.process_index() == 0  # which speaks for all of a job
-    say = print if first else lambda line: None
-    outcome = train(config, folder, resume=options.resume, say=say)
+    first = cluster.place()[0] == 0  # which speaks for all of a job
+    say = (lambda line: print(line, flush=True)) if first else lambda line: None
+    outcome = train(config, folder, resume=options.resume, say=say, watch=watch)
     if not first:
         return
     if not outcome.finished:
@@ -150,6 +188,51 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     else:
         _rows(outcome.last)
         _row("run folder", folder)
+
+
+def _launch(options: argparse.Namespace, rest: list[str]) -> int:
+    from jaxdist import launch, submit
+
+    given = options.train[1:] if options.train[:1] == ["--"] else options.train
+    if given[:1] != ["train"]:
+        _refuse("jaxdist launch --processes 2 -- train CONFIG ...: expected train after --")
+    inner, _ = _parser().parse_known_args(given)
+    if options.on:
+        if not options.dry_run:
+            _refuse(
+                f"--on {options.on} prints what to run elsewhere: write --on {options.on} --dry-run"
+            )
+        names = ("name", "processes", "max_restarts", "zone", "image", "topology")
+        place = submit.Place(**{name: getattr(options, name) for name in names})
+        print(submit.SITES[options.on](given, place))
+        return 0
+    if options.dry_run:
+        _refuse("--dry-run prints what another site runs: write --on slurm --dry-run")
+    return launch.launch(
+        given,
+        _run_of(inner),
+        processes=options.processes,
+        devices_per_process=options.devices_per_process,
+        max_restarts=options.max_restarts,
+    )
+
+
+def _status(options: argparse.Namespace, rest: list[str]) -> None:
+    import time
+
+    from jaxdist import status
+
+    while True:
+        # All rows first: a picture of one moment, and a refusal before anything is cleared.
+        rows = list(status.rows(options.workdir))
+        if options.watch:
+            print("\033[H\033[J", end="")
+        for name, value in rows:
+            _row(name, value)
+        if not options.watch:
+            return
+        sys.stdout.flush()
+        time.sleep(1)
 
 
 def _rows(line: dict[str, float]) -> None:

@@ -19,8 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # module or a package under jaxdist; the longest match counts.
 FLOORS = {
     "permutations": 0,
+    "fault_plan": 0,
+    "fail_fast": 0,
     "targets": 0,
     "rows": 1,
+    "watchdog": 1,
+    "cluster": 1,
     "topology": 1,
     "clock": 1,
     "cohort": 1,
@@ -28,6 +32,7 @@ FLOORS = {
     "balance": 2,
     "scaling": 2,
     "worker": 2,
+    "launch": 2,
     "waiting": 2,
     "buckets": 3,
     "faults": 3,
@@ -50,17 +55,20 @@ FLOORS = {
     "resize": 7,
     "run_folder": 7,
     "checkpoint": 8,
-    "cluster": 8,
     "feed": 8,
+    "handshake": 8,
     "metrics": 8,
     "stopping": 8,
     "tasks": 8,
     "doctor": 9,
     "experiment": 9,
-    "launch": 9,
     "report": 9,
+    "resuming": 9,
+    "status": 9,
+    "submit": 9,
     "train": 10,
     "cli": 11,
+    "__main__": 12,
 }
 FOLDERS = ("jaxdist", "tests", "examples", "benchmarks", "configs")
 LINES, MEDIAN = 500, 300
