@@ -33,6 +33,9 @@ FORMAT = 1
 JSON_BYTES = 16 * 2**20
 # Orbax names so what it has not committed; what is being deleted is called the same.
 UNFINISHED = ".orbax-checkpoint-tmp"
+# Holds the number of the step that is being saved, from before Orbax begins until the manifest is there:
+# a step of that number without a manifest was cut short by a kill, and never was a checkpoint.
+SAVING = "saving"
 
 
 class Restored(NamedTuple):
@@ -86,7 +89,7 @@ def save(
     if len(json.dumps(about)) > JSON_BYTES:
         raise ValueError(f"extra and the names of all leaves exceed {JSON_BYTES} bytes of JSON")
     path = root / str(step)
-    exists = path.exists()
+    exists = path.exists() and path != _cut_short(root)
     if exists and not _fault(path):
         raise ValueError(f"step {step} is in {root} already, intact, and is not overwritten")
     cluster.barrier("found", step)
@@ -95,6 +98,7 @@ def save(
         _clean(root)
         if exists:
             path.rename(_unused(path))
+        (root / SAVING).write_text(str(step), "utf-8")
     cluster.barrier("cleaned", step)
     arrays = {str(i): _data(x) for i, (_, x) in enumerate(leaves) if x.size}
     with _manager(root, read_only=False) as manager:
@@ -110,6 +114,7 @@ def save(
         raise RuntimeError(f"Orbax did not save step {step} in {root}")
     if jax.process_index() == 0:
         _write_manifest(path)
+        (root / SAVING).unlink()
         if keep is not None:
             # Newer steps are of a run that was given up: they neither count nor go.
             mine = [s for s in steps(root) if s <= step and (root / str(s) / MANIFEST).exists()]
@@ -171,7 +176,8 @@ def restore(
 def steps(directory: str | os.PathLike[str]) -> list[int]:
     """The committed steps in a directory, oldest first, intact or not."""
     root = _root(directory)
-    names = [p.name for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
+    gone = _cut_short(root)
+    names = [p.name for p in root.iterdir() if p.is_dir() and p != gone] if root.is_dir() else []
     return sorted(int(n) for n in names if n.isascii() and n.isdecimal() and n == str(int(n)))
 
 
@@ -383,7 +389,19 @@ def _check_fits(step: int, saved: list[Any], wanted: list[Any]) -> None:
                 raise ValueError(f"step {step}: {name} has {what} {a}, and {b} is expected")
 
 
+def _cut_short(root: Path) -> Path | None:
+    """The step whose save a kill cut short after Orbax had committed it."""
+    try:
+        step = root / (root / SAVING).read_text("utf-8")
+    except OSError:
+        return None
+    named = step.name.isascii() and step.name.isdecimal() and step.parent == root
+    return step if named and step.is_dir() and not (step / MANIFEST).exists() else None
+
+
 def _clean(root: Path) -> None:
+    if gone := _cut_short(root):
+        shutil.rmtree(gone.rename(gone.with_name(f"{gone.name}{UNFINISHED}")))
     for path in root.iterdir():
         if UNFINISHED in path.name and path.name.split(".")[0].isdecimal() and path.is_dir():
             shutil.rmtree(path)

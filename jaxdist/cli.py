@@ -174,7 +174,7 @@ def _train_here(
     from jaxdist import cluster, experiment, handshake
     from jaxdist.train import train
 
-    handshake.shake("start", handshake.surroundings())
+    handshake.shake("start", handshake.surroundings)
     watch.enter("read", 0)
     config = experiment.read(options.config, rest)
     first = cluster.place()[0] == 0  # which speaks for all of a job

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,21 +15,22 @@ from jaxdist import cluster, run_folder
 Facts = dict[str, Any]
 
 
-def shake(name: str, facts: Facts, *, seconds: float = cluster.SECONDS) -> None:
-    """Compares facts with those of all other processes.
+def shake(name: str, facts: Callable[[], Facts], *, seconds: float = cluster.SECONDS) -> None:
+    """Compares facts with those of all other processes; where there are none, nothing is done.
 
     Args:
       name: of what is compared.
-      facts: names and values, JSON.
+      facts: `facts()` -> names and values, JSON.
       seconds: how long to wait for the others.
 
     Raises:
       ValueError: they differ, or a process is missing. Every process has printed the same table.
     """
-    mine, _ = cluster.place()
-    said = cluster.everyone(f"handshake {name}", facts, seconds=seconds)
+    mine, count = cluster.place()
+    if count == 1:
+        return
+    said = cluster.everyone(f"handshake {name}", facts(), seconds=seconds)
     rows = differences(said)
-    # Who believes to be one more than process 0 has counted is not in the table, and is told so.
     lost = [i for i, facts in enumerate(said) if facts is None]
     if not rows and not lost:
         return

@@ -242,9 +242,9 @@ def _free_port() -> int:
 
 
 def newest(folder: Path) -> int:
-    """The newest committed checkpoint; -1: none."""
-    saves = folder / "checkpoints"
-    names = [path.name for path in saves.iterdir()] if saves.is_dir() else []
+    """The newest checkpoint that was saved to its end; -1: none."""
+    manifests = (folder / "checkpoints").glob("*/manifest.json")
+    names = [path.parent.name for path in manifests]
     return max((int(name) for name in names if name.isdecimal()), default=-1)
 
 

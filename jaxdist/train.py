@@ -52,17 +52,16 @@ def train(
       FloatingPointError: a loss, a gradient or a parameter is not finite; names step, worker and
         leaf. What was saved before is still there.
     """
-    handshake.shake("run", handshake.of_run(config))
+    handshake.shake("run", lambda: handshake.of_run(config))
     with run_folder.locked(folder), stopping.asked(say) as stop:
-        watch.follow(folder)
-        return _train(config, folder, resume, stop, say, watch.enter)
+        return _train(config, folder, resume, stop, say, watch)
 
 
 def _train(
-    config: Config, folder: Path, resume: Resume, stop: Any, say: Say, enter: Any
+    config: Config, folder: Path, resume: Resume, stop: Any, say: Say, watch: Watch
 ) -> Outcome:
     # Shapes. All that can be refused is refused before anything is compiled or written.
-    enter("init", 0)
+    watch.enter("init", 0)
     experiment = config.experiment
     run_folder.check(folder, keywords=config.keywords, source=config.source)
     check_batch(experiment.task.stream.batch(0), classes=experiment.task.classes)
@@ -84,10 +83,11 @@ def _train(
     # Arrays. Where the run is.
     state = trainer.init(params)
     saves = folder / "checkpoints"
-    enter("restore", 0)
+    watch.enter("restore", 0)
     state, begin = resuming.newest(folder, state, resume=resume, say=say)
     claim = partial(run_folder.claim, folder, config=str(config.path), keywords=config.keywords)
     claim(source=config.source, state=state)
+    watch.follow(folder)
     sent = run_folder.forget_after(folder, begin).get("bytes_sent", 0)
     on = f"{trainer.mesh.size} x {trainer.mesh.devices.flat[0].device_kind}"
     kind = resuming.kind(begin, experiment.steps)
@@ -115,7 +115,7 @@ def _train(
 
         def save() -> None:
             """Saves what is known to be good, after the lines that lead to it."""
-            enter("save", done)
+            watch.enter("save", done)
             settle()
             finite = metrics.fetch(metrics.finite_points(trainer.gradient_at(state)), trainer)
             metrics.check_finite(done, finite, params, of="parameters")
@@ -124,16 +124,16 @@ def _train(
                 checkpoint.save(saves, done, state, keep=2)
 
         while done < experiment.steps and not stop(done):
-            enter("data", done)
+            watch.enter("data", done)
             batch = next(batches)
-            enter("step" if done > begin else "compile", done)
+            watch.enter("step" if done > begin else "compile", done)
             with jax.transfer_guard("disallow"):
                 state, measured = trainer.step(state, batch)
             done += 1
             settle()
             pending[done] = measured
             if (last := done == experiment.steps) or done % experiment.evaluate_every == 0:
-                enter("evaluate", done)
+                watch.enter("evaluate", done)
                 evaluated[done] = metrics.evaluate(
                     trainer, state, experiment.task.accuracy, experiment.task.test
                 )
@@ -142,7 +142,7 @@ def _train(
         if done > begin:
             save()
 
-    enter("end", done)
+    watch.enter("end", done)
     recorded = run_folder.read_metrics(folder)
     if recorded and jax.process_index() == 0:
         report.draw_run(recorded, folder / "run.png", title=str(config.path))

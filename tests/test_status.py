@@ -30,8 +30,10 @@ def test_it_names_the_straggler_the_checkpoint_and_why_there_were_restarts(tmp_p
             {"event": "start", "restarts": 1},
         ],
     )
-    (tmp_path / "checkpoints" / "28").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "35.orbax-checkpoint-tmp").mkdir()
+    for name in ("28", "35.orbax-checkpoint-tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "manifest.json").touch()
+    (tmp_path / "checkpoints" / "35").mkdir()
     (tmp_path / "experiment.json").write_text('{"keywords": {"steps": 600}}')
     assert cli.main(["status", str(tmp_path)]) == 0
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
