@@ -5,6 +5,7 @@ __version__: str
 # Who talks to whom.
 from . import audit as audit
 from . import clock as clock
+from . import compress as compress
 from . import data as data
 from . import faults as faults
 from . import models as models
@@ -21,8 +22,11 @@ from .algorithms.all_reduce import all_reduce as all_reduce
 from .algorithms.base import Algorithm as Algorithm
 from .algorithms.base import State as State
 from .algorithms.block_momentum import block_momentum as block_momentum
+from .algorithms.choco import choco as choco
 from .algorithms.delay_compensated import delay_compensated as delay_compensated
 from .algorithms.delayed import delayed as delayed
+from .algorithms.demo import demo as demo
+from .algorithms.dgc import dgc as dgc
 from .algorithms.diloco import diloco as diloco
 from .algorithms.downpour import downpour as downpour
 from .algorithms.elastic_averaging import elastic_averaging as elastic_averaging
@@ -43,9 +47,11 @@ from .algorithms.lbfgs import lbfgs as lbfgs
 from .algorithms.local_sgd import local_sgd as local_sgd
 from .algorithms.neighbor_momentum import decentlam as decentlam
 from .algorithms.neighbor_momentum import quasi_global_momentum as quasi_global_momentum
+from .algorithms.one_bit_adam import one_bit_adam as one_bit_adam
 from .algorithms.pairwise import pairwise as pairwise
 from .algorithms.push_sum import push_sum as push_sum
 from .algorithms.relay import relay as relay
+from .algorithms.sign_majority import sign_majority as sign_majority
 from .algorithms.slow_momentum import slow_momentum as slow_momentum
 from .algorithms.stale_synchronous import stale_synchronous as stale_synchronous
 from .algorithms.streaming_diloco import streaming_diloco as streaming_diloco
@@ -63,3 +69,4 @@ from .experiment import Experiment as Experiment
 from .mixing import mix as mix
 from .optax_adapter import as_optax as as_optax
 from .reduction import mean as mean
+from .resize import resize as resize

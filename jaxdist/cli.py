@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("config", help="a Python file, for example configs/digits_gossip.py")
     one.add_argument("--workdir", type=_folder, help="the run's folder (default runs/CONFIG)")
     one.add_argument("--resume", choices=("auto", "must", "never"), default="auto")
+    one.add_argument(
+        "--init-from", type=_folder, help="begin from another run: other workers, another method"
+    )
     one = command("launch", _launch, "train in several processes on this host, and restart them")
     one.add_argument("--processes", type=int, default=2, help="how many processes (2)")
     one.add_argument("--devices-per-process", type=int, default=1, help="CPU devices of each (1)")
@@ -108,6 +111,10 @@ def _parser() -> argparse.ArgumentParser:
         "run_folder", nargs="?", type=_folder, help="the run's folder", metavar="WORKDIR"
     )
     one.add_argument("--workdir", type=_folder, help="the same")
+    one = command("compare", _compare, "show runs side by side: a table and a picture")
+    one.add_argument("runs", nargs="+", type=_folder, metavar="WORKDIR", help="two runs or more")
+    one.add_argument("--output", type=Path, help="where to draw them (default DIR/comparison.png)")
+    one.add_argument("--workdir", type=_folder, default=Path(), help="where the picture goes")
     one = command("check", _check, "build a config and check it, without training", help=False)
     one.add_argument("config", help="a Python file")
     one.add_argument("--workdir", type=_folder, help="a run's folder to check it against")
@@ -171,14 +178,16 @@ def _run_of(options: argparse.Namespace) -> Path:
 def _train_here(
     options: argparse.Namespace, rest: list[str], folder: Path, watch: watchdog.Watch
 ) -> None:
-    from jaxdist import cluster, experiment, handshake
+    from jaxdist import cluster, experiment, handshake, inheriting
     from jaxdist.train import train
 
     handshake.shake("start", handshake.surroundings)
     watch.enter("read", 0)
     config = experiment.read(options.config, rest)
+    handshake.shake("run", lambda: handshake.of_run(config))
     first = cluster.place()[0] == 0  # which speaks for all of a job
     say = (lambda line: print(line, flush=True)) if first else lambda line: None
+    inheriting.prepare(config, folder, init_from=options.init_from, resume=options.resume, say=say)
     outcome = train(config, folder, resume=options.resume, say=say, watch=watch)
     if not first:
         return
@@ -254,16 +263,10 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
     workdir = given.pop()
     import jax
 
-    from jaxdist import checkpoint, experiment, metrics, run_folder
-    from jaxdist.executor import execute
+    from jaxdist import checkpoint, experiment, metrics
 
-    record = run_folder.read_record(workdir)
-    # The config is run from where it was, never from the copy in the folder.
-    config = experiment.read(record["config"], keywords=record["keywords"])
-    if config.source != record["source"]:
-        raise ValueError(f"{record['config']} has changed since {workdir} was made from it")
-    made = config.experiment
-    trainer = execute(made.algorithm, made.task.loss_fn, workers=made.workers, seed=made.seed)
+    made = experiment.read_again(workdir).experiment
+    trainer = experiment.trainer_of(made)
     state = trainer.init(made.task.init(jax.random.key(made.seed)))
     found = checkpoint.restore(workdir / "checkpoints", state)
     if found is None:
@@ -274,19 +277,37 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
     _rows(metrics.evaluate(trainer, found.state, made.task.accuracy, made.task.test))
 
 
+def _compare(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxdist import report, run_folder
+
+    runs = {}
+    for folder in options.runs:
+        run_folder.read_record(folder)  # refuses what is no run
+        metrics = run_folder.read_metrics(folder)
+        if not metrics:
+            raise ValueError(f"{folder} has no metrics yet; write jaxdist train")
+        runs[str(folder)] = metrics
+    if len(runs) < 2:
+        _refuse("jaxdist compare needs two different runs: write jaxdist compare runs/a runs/b")
+    print(report.compare(runs))
+    file = options.output or options.workdir / "comparison.png"
+    _writable(file.parent)
+    report.draw_comparison(runs, file)
+    _row("drawn", file)
+
+
 def _check(options: argparse.Namespace, rest: list[str]) -> None:
     import jax
 
     from jaxdist import experiment, run_folder
     from jaxdist.algorithms.base import bytes_sent
     from jaxdist.data import check_batch
-    from jaxdist.executor import execute
 
     config = experiment.read(options.config, rest)
     made = config.experiment
     batch = made.task.stream.batch(0)
     check_batch(batch, classes=made.task.classes)
-    trainer = execute(made.algorithm, made.task.loss_fn, workers=made.workers)
+    trainer = experiment.trainer_of(made)
     params = made.task.init(jax.random.key(made.seed))
     trainer.compiled.lower(trainer.init(params), trainer.place(batch))
     if options.workdir:
@@ -309,14 +330,13 @@ def _inspect(options: argparse.Namespace, rest: list[str]) -> None:
     import jax
 
     from jaxdist import audit, experiment, layout, run_folder, targets
-    from jaxdist.executor import execute
 
     # Simulated devices must be asked for before JAX makes its first array.
     devices = targets.devices(options.target)
     config = experiment.read(options.config, rest)
     made = config.experiment
     mesh = layout.default_mesh(made.workers, devices)
-    trainer = execute(made.algorithm, made.task.loss_fn, workers=made.workers, mesh=mesh)
+    trainer = experiment.trainer_of(made, mesh=mesh)
     params = jax.eval_shape(made.task.init, jax.random.key(made.seed))
     found = audit.inspect(trainer.lower(params, made.task.stream.batch(0)))
     kind = mesh.devices.flat[0].device_kind

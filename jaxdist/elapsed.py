@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdist.algorithms.base import Algorithm, Params, State
+from jaxdist.algorithms.base import Algorithm, Params, Resize, State, bytes_sent
 from jaxdist.clock import Clock, duration, later
 from jaxdist.network import Network
 
@@ -81,7 +81,16 @@ def timed(algorithm: Algorithm, clock: Clock, network: Network | None = None) ->
         now, lag, rest = state.shared[1]
         return {**own, "simulated_seconds": now + (lag.max() + rest)}
 
-    active = algorithm.active
+    active, resize = algorithm.active, algorithm.resize
+
+    def resized(state: State, fresh: State) -> State:
+        assert resize is not None
+        new = resize.rule(inside(state), inside(fresh))
+        now, lag, rest = state.shared[1]
+        # All begin together, when the last of those before them had finished.
+        elapsed = Elapsed(now + lag.max(), fresh.shared[1].lag, rest)
+        return State(new.step, (new.shared, elapsed), new.local)
+
     return Algorithm(
         init=init,
         gradient_at=lambda state: algorithm.gradient_at(inside(state)),
@@ -90,6 +99,7 @@ def timed(algorithm: Algorithm, clock: Clock, network: Network | None = None) ->
         active=None if active is None else lambda state: active(inside(state)),
         sends=algorithm.sends,
         report=report,
+        resize=None if resize is None else Resize(resized, resize.says),
     )
 
 
@@ -139,13 +149,14 @@ def _row(
     algorithm: Algorithm, network: Network | None, params: Params, step: int, workers: int
 ) -> tuple[Any, tuple[float, ...]]:
     """Whom everybody waits for at a step, and what that costs; oneself, at no cost, where nobody meets."""
-    waits, sends = algorithm.waits, algorithm.sends
+    waits = algorithm.waits
     meeting = None if waits is None else waits.meeting(step, workers)
     if meeting is None:
         return ((),) * workers, (0.0,) * workers
-    if network is None or sends is None or workers == 1:
+    if network is None or algorithm.sends is None or workers == 1:
         return meeting.listens, (0.0,) * workers
-    return meeting.listens, tuple(meeting.seconds(network, sends(params, step)))
+    sent = bytes_sent(algorithm, params, step, workers=workers)
+    return meeting.listens, tuple(meeting.seconds(network, sent))
 
 
 def _padded(kinds: list[Any], workers: int) -> np.ndarray:

@@ -65,6 +65,7 @@ class Trainer(NamedTuple):
       place: `place(batch)` puts a batch on the devices, as `step` does by itself.
       workers: how many workers.
       mesh: the devices they run on.
+      algorithm: how the workers agree.
     """
 
     init: Callable[[Params], State]
@@ -78,6 +79,7 @@ class Trainer(NamedTuple):
     place: Callable[[PyTree], PyTree]
     workers: int
     mesh: Mesh
+    algorithm: Algorithm
 
 
 def execute(
@@ -303,7 +305,18 @@ def execute(
         )
 
     return Trainer(
-        init, step, steps, points_of, readout, evaluate, compiled, lower, place, workers, mesh
+        init,
+        step,
+        steps,
+        points_of,
+        readout,
+        evaluate,
+        compiled,
+        lower,
+        place,
+        workers,
+        mesh,
+        algorithm,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from jaxdist import buckets, faults, worker
+from jaxdist.compress.base import Compressor, decode_leaves, encode_leaves
 from jaxdist.topology import Round, Topology
 from jaxdist.topology.connectivity import components
 
@@ -160,6 +161,64 @@ def pass_on(tree: PyTree, source: np.ndarray) -> PyTree:
     """
     buffers, restore = buckets.pack(tree)
     return restore(worker.permute(buffers, source))
+
+
+def mix_compressed(
+    tree: PyTree, topology: Topology, step: jax.Array, *, compressor: Compressor, key: jax.Array
+) -> tuple[PyTree, PyTree]:
+    """The weighted mean of what the payloads of this worker and its neighbors stand for.
+
+        sum_j W(step)_ij C(x_j), and C(x_i)
+
+    Args:
+      tree: this worker's arrays, floating point. Every leaf is compressed by itself.
+      topology: who listens to whom.
+      step: the shared step; it selects the round.
+      compressor: what travels.
+      key: the same for every worker; draws are each worker's own, but for compressors whose payloads
+        may be summed, which draw alike.
+
+    Returns:
+      Two pytrees like `tree`, this worker's own.
+
+    Communication:
+      Payloads only: compressor.bytes(tree) for each permutation of the round that moves anything.
+      Small ones travel together.
+    """
+    now = faults.current()
+    if now.alive is not None or now.dropped is not None:
+        raise ValueError(
+            "compressed exchanges keep copies that a lost message would spoil, and can not run under "
+            "jd.faulty; leave the compressor out"
+        )
+    check_size(topology)
+    private = key if compressor.route == "sum" else jax.random.fold_in(key, worker.index())
+    payloads = encode_leaves(compressor, private, tree)
+    own = decode_leaves(compressor, payloads, tree)
+    if topology.size == 1:
+        return own, own
+    buffers, restore = buckets.pack(payloads)
+    rounds = [topology.permutations(t) for t in range(topology.period)]
+    most = max(len(one.sources) for one in rounds)
+
+    def received(sources: np.ndarray) -> Callable[[list[jax.Array]], list[list[jax.Array]]]:
+        def of(buffers: list[jax.Array]) -> list[list[jax.Array]]:
+            arrived = [worker.permute(buffers, source) for source in sources[1:]]
+            nothing = [jnp.zeros_like(b) for b in buffers]
+            return worker.vary(arrived + [nothing] * (most - len(sources)))
+
+        return of
+
+    # Only permutes are inside the conditional; what arrives is decoded once, whatever the round.
+    branches = [received(one.sources) for one in rounds]
+    now = step % len(rounds)
+    arrived = branches[0](buffers) if len(rounds) == 1 else lax.switch(now, branches, buffers)
+    table = np.zeros((len(rounds), most, topology.size))
+    for t, one in enumerate(rounds):
+        table[t, : len(one.weights)] = one.weights
+    weights = jnp.asarray(table)[now, :, worker.index()]
+    terms = [own, *(decode_leaves(compressor, restore(b), tree) for b in arrived)]
+    return jax.tree.map(lambda *x: _weighted(list(x), list(weights)), *terms), own
 
 
 def arrives(topology: Topology, source: np.ndarray) -> jax.Array:

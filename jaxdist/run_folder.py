@@ -112,7 +112,8 @@ def check(folder: Path, *, keywords: dict[str, Any], source: str) -> bool:
     if before["source"] != source:
         raise ValueError(
             f"--workdir {folder} holds a run of {before['config']}, whose text was another: "
-            f"choose another folder, or look at {SOURCE} there"
+            f"look at {SOURCE} there, or choose another folder and begin from that run: "
+            f"--workdir NEW --init-from {folder}"
         )
     now, then = json.loads(json.dumps(keywords)), before["keywords"]
     changed = [name for name in sorted({*now, *then}) if now.get(name) != then.get(name)]
@@ -121,7 +122,8 @@ def check(folder: Path, *, keywords: dict[str, Any], source: str) -> bool:
             f"{name}={then.get(name)!r} there and {now.get(name)!r} here" for name in changed
         )
         raise ValueError(
-            f"--workdir {folder} holds another experiment ({difference}): choose another folder"
+            f"--workdir {folder} holds another experiment ({difference}): choose another folder, and to "
+            f"begin from that run: --workdir NEW --init-from {folder}"
         )
     return True
 
@@ -132,7 +134,13 @@ def _others(folder: Path) -> list[str]:
 
 
 def claim(
-    folder: Path, *, config: str, keywords: dict[str, Any], source: str, state: Any = ()
+    folder: Path,
+    *,
+    config: str,
+    keywords: dict[str, Any],
+    source: str,
+    state: Any = (),
+    init_from: Path | None = None,
 ) -> None:
     """Writes down what the run is made of, unless the folder holds it already.
 
@@ -156,6 +164,7 @@ def claim(
         "versions": {"python": platform.python_version(), **versions()},
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
+        "init_from": init_from and str(init_from),
     }
     replace(folder / SOURCE, source)
     replace(folder / RECORD, json.dumps(record, indent=1) + "\n")

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdist import checkpoint, feed, handshake, metrics, report, resuming, run_folder, stopping
+from jaxdist import checkpoint, feed, metrics, report, resuming, run_folder, stopping
 from jaxdist.algorithms.base import bytes_sent
 from jaxdist.data import check_batch
-from jaxdist.executor import execute
-from jaxdist.experiment import Config
+from jaxdist.experiment import Config, trainer_of
 from jaxdist.resuming import Resume, Say
 from jaxdist.watchdog import NOBODY, Watch
 
@@ -52,7 +51,6 @@ def train(
       FloatingPointError: a loss, a gradient or a parameter is not finite; names step, worker and
         leaf. What was saved before is still there.
     """
-    handshake.shake("run", lambda: handshake.of_run(config))
     with run_folder.locked(folder), stopping.asked(say) as stop:
         return _train(config, folder, resume, stop, say, watch)
 
@@ -67,16 +65,7 @@ def _train(
     check_batch(experiment.task.stream.batch(0), classes=experiment.task.classes)
 
     # Shardings. The executor lays workers on the devices of all processes.
-    trainer = execute(
-        experiment.algorithm,
-        experiment.task.loss_fn,
-        workers=experiment.workers,
-        seed=experiment.seed,
-        reproducible=experiment.reproducible,
-        finite=True,
-        clock=experiment.clock,
-        network=experiment.network,
-    )
+    trainer = trainer_of(experiment, finite=True)
     params = experiment.task.init(jax.random.key(experiment.seed))
     sends = partial(bytes_sent, experiment.algorithm, params, workers=experiment.workers)
 

@@ -40,19 +40,20 @@ class Waits(NamedTuple):
     overlaps: bool = False
 
 
-def everyone(*, period: int = 1, start: int = 0) -> Waits:
+def everyone(*, period: int = 1, start: int = 0, ahead: int = 0) -> Waits:
     """Everybody waits for the slowest, then for an all-reduce.
 
     Args:
       period: from one all-reduce to the next; the first one at the end of step period - 1.
       start: before this step there is one at every step.
+      ahead: how many steps earlier than that it comes.
     """
 
     def meeting(step: int, workers: int) -> Meeting | None:
         def seconds(link: Network, size_bytes: float) -> list[float]:
             return [network.all_reduce(link, size_bytes, workers)] * workers
 
-        meets = step < start or (step + 1) % period == 0
+        meets = step < start or (step + 1 + ahead) % period == 0
         return Meeting(None, seconds) if meets else None
 
     return Waits(meeting, period, start)
@@ -88,6 +89,8 @@ def neighbors(topology: Topology, *, ahead: int = 0, overlaps: bool = False) -> 
 
     def meeting(step: int, workers: int) -> Meeting | None:
         listens = topology.neighbors(step + ahead)
+        if not any(listens):
+            return None
         heard_by = [0] * workers
         for others in listens:
             for other in others:

@@ -41,6 +41,7 @@ _SCOPE: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("scope", d
 # Part of the key of JAX's tracing caches. Without it a branch of lax.cond that was traced under one
 # scope would be taken from the cache under the next, along with the index it had closed over.
 _TRACE = jax.make_user_context(None)
+_COUNTED: contextvars.ContextVar[int] = contextvars.ContextVar("counted", default=0)
 _SILENT: contextvars.ContextVar[bool] = contextvars.ContextVar("silent", default=False)
 
 
@@ -89,7 +90,8 @@ def _enter(name: str) -> Scope | None:
     if not bound():
         raise ValueError(
             f"jaxdist.worker.{name} was called outside a worker axis; call it from an algorithm's update "
-            f"or readout run by jd.execute, or inside jax.pmap(..., axis_name={AXIS!r})"
+            f"or readout run by jd.execute, or inside jax.pmap(..., axis_name={AXIS!r}); to ask what "
+            "a method sends, write with jd.worker.counted(8): algorithm.sends(params, step)"
         )
     return _SCOPE.get()
 
@@ -100,8 +102,28 @@ def bucket_bytes() -> int:
     return current.bucket_bytes if current else 0
 
 
+@contextlib.contextmanager
+def counted(workers: int) -> Iterator[None]:
+    """Tells `count` the number of workers where nothing is traced: around `algorithm.sends(...)`.
+
+    What a method sends may depend on it, as where an array is cut into a part for each worker.
+
+    >>> with counted(8):
+    ...     count()
+    8
+    """
+    token = _COUNTED.set(workers)
+    try:
+        yield
+    finally:
+        _COUNTED.reset(token)
+
+
 def count() -> int:
     """The number of workers, a Python integer."""
+    told = _COUNTED.get()
+    if told:
+        return told
     current = _enter("count")
     return current.workers if current else lax.axis_size(AXIS)
 

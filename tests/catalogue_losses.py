@@ -21,13 +21,11 @@ WORKERS, STEPS = 8, 6
 
 def losses(name: str) -> list[str]:
     """The losses of a method with sums in a fixed order, then the sum of each leaf of its readout."""
-    label = next(iter(cases.CASES[name]))
+    case = next(iter(cases.CASES[name].values()))
     data = twins.quadratic(WORKERS, 5, seed=3, noise=0.3)
-    trainer = jd.execute(
-        cases.case(name, label).make(WORKERS), cases.loss, workers=WORKERS, reproducible=True
-    )
+    trainer = jd.execute(case.make(WORKERS), cases.loss, workers=WORKERS, reproducible=True)
     assert trainer.mesh.size == 4, "all devices of all processes"
-    state, told = trainer.init(cases.start(data.dimension, np.float32)), []
+    state, told = trainer.init(cases.start(data.dimension, np.float32, parts=case.parts)), []
     for t in range(STEPS):
         batch = {k: v.astype(np.float32) for k, v in data.arrays(t).items()}
         state, measured = trainer.step(state, batch)

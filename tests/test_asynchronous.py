@@ -28,54 +28,71 @@ def after(algorithm, steps, *, workers, loss=bowl, start=1.0):
     return float(trainer.readout(state)), metrics
 
 
-def equal_paths(one, other, *, workers, devices=2, steps=15):
+def equal_paths(reference, *others, workers, devices=2, steps=10):
     data = problem(workers)
-    runs = [trajectory(make, data, devices=devices, steps=steps)[:2] for make in (one, other)]
-    np.testing.assert_allclose(runs[0][1], runs[1][1], rtol=0, atol=1e-10)
+    expected = trajectory(reference, data, devices=devices, steps=steps)[1]
+    for other in others:
+        path = trajectory(other, data, devices=devices, steps=steps)[1]
+        np.testing.assert_allclose(path, expected, rtol=0, atol=1e-10)
 
 
 # ------------------------------------------------------------------------------ what it reduces to
 
 
 def test_a_bound_of_zero_and_a_delay_of_zero_are_all_reduce(x64):
-    sync = jd.all_reduce(optax.sgd(0.1))
-    equal_paths(jd.delayed(optax.sgd(0.1), delay=0), sync, workers=6)
-    for clock in (
-        jd.clock.constant(6),
-        jd.clock.lognormal(6, sigma=1.0, seed=3),
-        jd.clock.speeds([4.0, 1.0, 1.0, 2.0, 1.0, 0.25]),
-    ):
-        # W pushes of gradients taken at one point: a learning rate of 0.1 in total.
-        rounds = jd.stale_synchronous(optax.sgd(0.1 / 6), clock=clock, bound=0)
-        equal_paths(rounds, sync, workers=6)
+    # W pushes of gradients taken at one point: a learning rate of 0.1 in total.
+    push = optax.sgd(0.1 / 4)
+    equal_paths(
+        jd.all_reduce(optax.sgd(0.1)),
+        jd.delayed(optax.sgd(0.1), delay=0),
+        *(
+            jd.stale_synchronous(push, clock=clock, bound=0)
+            for clock in (
+                jd.clock.constant(4),
+                jd.clock.lognormal(4, sigma=1.0, seed=3),
+                jd.clock.speeds([4.0, 1.0, 2.0, 0.25]),
+            )
+        ),
+        workers=4,
+    )
 
 
 def test_without_their_terms_they_are_downpour(x64):
-    rule, clock = optax.adagrad(0.1), jd.clock.lognormal(4, sigma=0.7, seed=0)
-    plain = jd.downpour(rule, clock=clock)
-    for other in (
+    rule, clock = optax.adagrad(0.1), jd.clock.speeds([4.0, 1.0, 2.3, 0.7])
+    equal_paths(
+        jd.downpour(rule, clock=clock),
         jd.delay_compensated(rule, clock=clock, strength=0.0),
         jd.hogwild(rule, clock=clock, missed=0.0),
         jd.stale_synchronous(rule, clock=clock, bound=1000),
-    ):
-        equal_paths(other, plain, workers=4)
+        workers=4,
+    )
 
 
 def test_one_worker_alone_is_its_inner_rule(x64):
-    rule, clock, pair = optax.sgd(0.1, momentum=0.9), jd.clock.constant(1), jd.topology.ring(1)
-    for algorithm in (
+    rule, clock = optax.sgd(0.1, momentum=0.9), jd.clock.constant(1)
+    equal_paths(
+        jd.all_reduce(rule),
         jd.downpour(rule, clock=clock),
         jd.downpour(rule, clock=clock, server="sharded"),
-        jd.stale_synchronous(rule, clock=clock, bound=0),
-        jd.pairwise(rule, pair, clock=clock),
-    ):
-        equal_paths(algorithm, jd.all_reduce(rule), workers=1, devices=1)
+        jd.pairwise(rule, jd.topology.ring(1), clock=clock),
+        workers=1,
+        devices=1,
+    )
+
+
+def test_pairs_that_are_always_ready_are_gossip(x64):
+    rule, pairs = optax.sgd(0.1, momentum=0.5), jd.topology.random_matching(4, 3, seed=0)
+    equal_paths(
+        jd.gossip(rule, pairs, order="combine_while_adapt"),
+        jd.pairwise(rule, pairs, clock=jd.clock.constant(4)),
+        workers=4,
+    )
 
 
 # --------------------------------------------------------------------------------------- stability
 
 
-@pytest.mark.parametrize("delay", [0, 1, 5])
+@pytest.mark.parametrize("delay", [0, 5])
 def test_delayed_is_stable_up_to_the_known_learning_rate(x64, delay):
     edge = 2 * np.sin(np.pi / (2 * (2 * delay + 1)))
     ends = [
@@ -86,7 +103,7 @@ def test_delayed_is_stable_up_to_the_known_learning_rate(x64, delay):
     assert abs(ends[1]) > 1e3
 
 
-@pytest.mark.parametrize("rate", [0.5, 1.5])
+@pytest.mark.parametrize("rate", [0.5, pytest.param(1.5, marks=pytest.mark.slow)])
 def test_elastic_averaging_is_stable_up_to_the_known_attraction(x64, rate):
     W = 4
     together = (4 - 2 * rate) / (2 + 2 * W - W * rate)
@@ -146,7 +163,7 @@ DURATIONS = st.lists(
 )
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(DURATIONS, st.sampled_from([None, 0, 1, 2]))
 def test_arrivals_are_those_of_the_event_queue_and_nobody_leads_by_more(seconds, bound):
     clock, steps, W = table(seconds), 25, 3
@@ -184,9 +201,7 @@ def test_workers_of_equal_speed_are_stale_by_all_others():
 def test_a_slow_worker_holds_up_nobody_but_under_a_bound_everybody():
     clock, rule = jd.clock.speeds([1.0, 1.0, 1.0, 0.25]), optax.sgd(0.01)
     for algorithm, a_step in (
-        (jd.downpour(rule, clock=clock), 1.0),
         (jd.pairwise(rule, jd.topology.ring(4), clock=clock), 1.0),
-        (jd.elastic_averaging(rule, period=1, attraction=0.1, clock=clock), 1.0),
         (jd.stale_synchronous(rule, clock=clock, bound=0), 4.0),
     ):
         _, metrics = after(algorithm, 40, workers=4)
@@ -218,8 +233,7 @@ def unconditional(text):
 
 @pytest.mark.parametrize("devices", [8, 4])
 def test_an_idle_worker_with_a_device_of_its_own_computes_no_gradient(devices):
-    clock = jd.clock.lognormal(8, sigma=0.8, seed=0)
-    algorithm = jd.downpour(optax.sgd(0.1), clock=clock)
+    algorithm = jd.downpour(optax.sgd(0.1), clock=jd.clock.constant(8))
     trainer = jd.execute(algorithm, wavy, workers=8, mesh=mesh_of(devices))
     state = trainer.init(jnp.ones(300))
     text = trainer.compiled.lower(state, jnp.ones((8, 300))).compile().as_text()
@@ -251,7 +265,7 @@ def test_a_sharded_server_takes_any_pytree(x64):
     def two(params, batch, key):
         return loss(params["w"].ravel()[:5] + params["b"].astype(jnp.float64), batch, key)
 
-    data, clock = problem(4), jd.clock.lognormal(4, sigma=0.5, seed=0)
+    data, clock = problem(4), jd.clock.speeds([4.0, 1.0, 2.3, 0.7])
     ends = []
     for server in ("replicated", "sharded"):
         algorithm = jd.downpour(optax.sgd(0.05), clock=clock, server=server)

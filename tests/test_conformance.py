@@ -195,9 +195,19 @@ def test_a_state_saved_as_arrays_and_put_back_goes_on_identically(name, label):
 
 @EVERY
 def test_declared_bytes_are_the_bytes_of_the_program(name, label):
+    check_bytes(name, label)
+
+
+@ONE_EACH
+def test_declared_bytes_are_those_of_the_program_for_bfloat16(name, label):
+    """Sums travel in float32, what is only passed on in two bytes."""
+    check_bytes(name, label, dtype=jnp.bfloat16)
+
+
+def check_bytes(name, label, *, dtype=None):
     data, case = problem(8), cases.case(name, label)
     algorithm = case.make(8)
-    params = cases.start(parts=case.parts)
+    params = cases.start(dtype=dtype, parts=case.parts)
     trainer = jd.execute(algorithm, cases.loss, workers=8)
     lowered = trainer.compiled.lower(trainer.init(params), batch(data, 0, np.float32))
     found = jd.audit.collectives(lowered)
@@ -215,13 +225,17 @@ def test_declared_bytes_are_the_bytes_of_the_program(name, label):
 
 @EVERY
 def test_a_worker_waits_at_the_steps_at_which_something_is_sent(name, label):
-    algorithm = cases.case(name, label).make(8)
+    case = cases.case(name, label)
+    algorithm, params = case.make(8), cases.start(parts=case.parts)
     if algorithm.waits is None:  # it has a clock of its own, and reports simulated seconds itself
-        assert algorithm.report is not None
+        trainer = jd.execute(algorithm, cases.loss, workers=8)
+        given = batch(problem(8), 0, np.float32)
+        _, metrics = jax.eval_shape(trainer.compiled, trainer.init(params), given)
+        assert metrics["simulated_seconds"].shape == ()
         return
     for t in range(24):
         meets = algorithm.waits.meeting(t, 8) is not None
-        assert meets == (algorithm.sends(jnp.ones(5), t) > 0)
+        assert meets == (bytes_sent(algorithm, params, t, workers=8) > 0)
 
 
 def same_path(one, other, *, workers, steps=20):
@@ -242,6 +256,10 @@ def test_what_is_all_reduce_with_full_communication_equals_it(x64):
         jd.local_sgd(rule, period=1),
         jd.local_sgd(rule, period=5, start=100),
         jd.diloco(rule, optax.sgd(1.0), period=1),
+        jd.streaming_diloco(rule, optax.sgd(1.0), period=1, fragments=1),
+        jd.federated(rule, local_steps=1),
+        jd.slow_momentum(rule, period=1, learning_rate=0.1, slow_momentum=0.0),
+        jd.block_momentum(rule, period=1, momentum=0.0),
     ):
         same_path(algorithm, jd.all_reduce(rule), workers=6)
 

@@ -144,3 +144,21 @@ def test_random_keys_of_the_inner_rule_go_on_from_round_to_round(standard_promot
         moved.append(now - before)
         before = now
     assert np.abs(moved[1] - moved[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_step_copies_no_bank_of_clients(devices):
+    mesh = jax.sharding.Mesh(np.array(jax.devices())[:devices], ("worker",))
+    extra = []
+    for clients in (16, 1024):
+        algorithm = jd.federated(
+            optax.sgd(0.1), local_steps=ROUND, clients=clients, correction=jd.scaffold()
+        )
+        trainer = jd.execute(algorithm, cases.loss, workers=8, mesh=mesh)
+        state = trainer.init(jnp.ones(100))
+        data = {"A": np.ones((8, 100, 100), np.float32), "b": np.ones((8, 100), np.float32)}
+        memory = trainer.compiled.lower(state, data).compile().memory_analysis()
+        assert memory.alias_size_in_bytes >= clients // devices * 400, "the bank is not donated"
+        extra.append(memory.temp_size_in_bytes)
+    # The bank of 1024 is 409,600 bytes on one device and 51,200 on each of eight.
+    assert extra[1] - extra[0] < 4000, f"a step needs {extra} bytes beside its state"

@@ -8,7 +8,8 @@ import sys
 import pytest
 import runs
 
-pytestmark = pytest.mark.processes
+# Five processes that each start JAX: most of a minute on a busy machine of two cores.
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 
 def start(process, processes, port, *arguments):
@@ -31,12 +32,13 @@ def start(process, processes, port, *arguments):
 
 
 def finished(processes):
-    """What they said; if one hangs, all are ended."""
+    """What they said; if one hangs, all are ended and what they said is shown."""
     try:
-        return [process.communicate(timeout=90) for process in processes]
-    finally:
+        return [process.communicate(timeout=120) for process in processes]
+    except subprocess.TimeoutExpired:
         for process in processes:
             process.kill()
+        raise AssertionError([process.communicate() for process in processes]) from None
 
 
 def free_port():

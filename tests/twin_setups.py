@@ -3,6 +3,7 @@
 import numpy as np
 import optax
 from twins import adagrad, adam, momentum, quadratic, scaffold, sgd
+from twins.compressed import top
 
 W, N, LR = 5, 3, 0.1
 X0 = np.array([2.0, -1.0, 0.5])
@@ -73,6 +74,9 @@ ARGUMENTS = {
     "lbfgs": dict(memory=4),
     "noise_scale": dict(inner=adam(LR)),
     "adascale": dict(inner=momentum(LR, 0.5)),
+    "one_bit_adam": dict(learning_rate=LR, warmup_steps=6, b1=0.8, b2=0.9, eps=1e-8),
+    "dgc": dict(learning_rate=LR, momentum=0.5, k=2),
+    "demo": dict(inner=sgd(LR), decay=0.5, chunk=2, keep=1),
     "local_sgd": dict(inner=momentum(LR, 0.9), period=4, start=6),
     "slow_momentum": dict(
         inner=sgd(LR), period=4, slow_learning_rate=0.8, slow_momentum=0.5, learning_rate=LR
@@ -92,6 +96,7 @@ ARGUMENTS = {
     "elastic_averaging": dict(inner=sgd(LR), period=2, attraction=0.1),
     "gossip": dict(inner=adam(LR), matrix=hop, order="combine_then_adapt"),
     "push_sum": dict(inner=sgd(LR), matrix=changing_directed, delay=2),
+    "compressed_push_sum": dict(inner=sgd(LR), matrix=directed, compressor=top(2)),
     "gradient_tracking": dict(inner=sgd(LR), matrix=hop),
     "push_diging": dict(inner=sgd(0.05), matrix=changing_directed),
     "exact_diffusion": dict(inner=sgd(LR), matrix=ring),

@@ -5,8 +5,8 @@
 A gradient takes 1 simulated second, of the last worker 4; messages take none. An MLP on scikit-learn's
 digits, split evenly at random; nothing is downloaded.
 
-One learning rate for all, not tuned for each: 0.8 for a step of all workers together, 0.1 for one of eight pushes,
-0.01 for Adagrad. Seen on 24 November 2026, 2 CPU cores shared with others, 23 s of CPU time, float32:
+One learning rate for all, not tuned for each: 0.8 for a step of all workers together, 0.1 for one of eight
+pushes, 0.01 for Adagrad. Seen on 24 November 2026, 2 CPU cores shared with others, 23 s of CPU time, float32:
 
                            s to 0.90   s to 0.95   accuracy at 320 s
     synchronous                  104         304   0.933
@@ -18,10 +18,10 @@ One learning rate for all, not tuned for each: 0.8 for a step of all workers tog
     EASGD                         48         128   0.967
     AD-PSGD                       48          88   0.975
 
-Who waits for the slow worker (the first three, in the long run) takes four times as long for a step, and gets to
-0.95 about three times later. The single evaluations of synchronous, gossip and SSP jump by up to 0.08 at this
-learning rate, so that their last digits say little. The curve of DC-ASGD lies on that of Downpour: the squares of these
-gradients are too small to correct much at strength 1.
+Who waits for the slow worker (the first three, in the long run) takes four times as long for a step, and gets
+to 0.95 two to three times later. At this learning rate the single evaluations of the three jump by several
+hundredths, so that their last digits say little. The curve of DC-ASGD lies on that of Downpour: the squares
+of these gradients are too small to correct much at strength 1.
 """
 
 from pathlib import Path

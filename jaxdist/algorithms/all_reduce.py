@@ -14,11 +14,17 @@ from jaxdist.algorithms.base import (
     apply,
     check_rule,
     refuse_others,
-    size_bytes,
 )
+from jaxdist.algorithms.membership import REDUCED
+from jaxdist.compress import Compressor, Feedback, PowerSGD
 
 
-def all_reduce(inner: optax.GradientTransformation, *others: Never) -> Algorithm:
+def all_reduce(
+    inner: optax.GradientTransformation,
+    *others: Never,
+    compressor: Compressor | Feedback | None = None,
+    reducer: PowerSGD | None = None,
+) -> Algorithm:
     """Synchronous data parallelism: average the gradients, take one step together.
 
     With x the parameters that all workers share and f_i the loss on worker i's data,
@@ -30,19 +36,34 @@ def all_reduce(inner: optax.GradientTransformation, *others: Never) -> Algorithm
     what every other method is compared with. Workers with unequal numbers of examples average by
     the example when their batches come from `jd.data.deal`.
 
+    With a compressor the mean is made of payloads. Quantizers and signs: every worker gets a part of
+    everybody's gradient, averages in at least float32, compresses the mean again and hands it to all, so
+    that the error is that of two compressions. `random_k`: one key for all, and the numbers it picks are
+    all-reduced. `top_k`: everybody gathers all payloads. A memory (`error_feedback`, `ef21`) remembers
+    gradients, before `inner`; see there what that means where a learning rate moves.
+
     Args:
       inner: the rule that turns the mean gradient into an update. It sees the mean gradient, runs
         once for all workers, and may have any memory.
       others: nothing; a topology is refused with the method that takes one.
+      compressor: what travels, for example `jd.compress.int8()` or
+        `jd.compress.error_feedback(jd.compress.top_k(0.01))`; None: the arrays.
+      reducer: `jd.compress.power_sgd(rank)`: two small dependent reductions in place of a large one.
 
     Returns:
-      An `Algorithm`. shared: parameters and the state of `inner`. local: nothing.
+      An `Algorithm`. shared: parameters and the state of `inner`; what all know of a memory. local:
+      what each remembers for itself, if anything.
 
     Raises:
-      ValueError: `inner` is not an optax rule.
+      ValueError: `inner` is not an optax rule; a compressor that is none, or both a compressor and a
+        reducer.
 
     Communication:
-      Per step one all-reduce of size(params) bytes.
+      Per step one all-reduce of size(params) bytes, in at least float32: twice that for bfloat16
+      parameters. Compressed, with p = compressor.bytes(gradients):
+      one all-gather of p (`top_k`), one all-reduce of p without its seed (`random_k`), or, of the parts of
+      1/W of every leaf, an all-to-all of W payloads and an all-gather of one. Small leaves do not gain:
+      each part has a scale of its own. `power_sgd`: rank x (rows + columns) numbers for every matrix.
 
     Example:
       >>> import jaxdist as jd
@@ -60,12 +81,25 @@ def all_reduce(inner: optax.GradientTransformation, *others: Never) -> Algorithm
     """
     refuse_others("all_reduce", others)
     check_rule("inner", inner)
+    if isinstance(compressor, PowerSGD):
+        raise ValueError(
+            f"jd.all_reduce was given compressor={compressor!r}, which reduces in two steps; "
+            f"write reducer=jd.compress.{compressor!r}"
+        )
+    if reducer is not None and (compressor is not None or not isinstance(reducer, PowerSGD)):
+        raise ValueError(
+            f"jd.all_reduce was given compressor={compressor!r} and reducer={reducer!r}; write either "
+            "compressor=jd.compress.top_k(0.01) or the like, or reducer=jd.compress.power_sgd(4)"
+        )
+    how = reduction.reducer(compressor if reducer is None else reducer)
 
     def init(params: Params) -> State:
-        return State(jnp.int32(0), (params, inner.init(params)), ())
+        shared, local = how.init(params)
+        return State(jnp.int32(0), (params, inner.init(params), shared), local)
 
     def update(grads, state: State, *, key, value, objective) -> State:
-        params, inner_state = state.shared
+        params, inner_state, known = state.shared
+        grads, (known, own) = how.mean(grads, (known, state.local), key=key, step=state.step)
 
         # A line search inside `inner` sees the loss over all workers. Its gradient is given here,
         # because differentiating through a reduction would depend on the layout of the workers.
@@ -81,19 +115,20 @@ def all_reduce(inner: optax.GradientTransformation, *others: Never) -> Algorithm
 
         params, inner_state = apply(
             inner,
-            reduction.mean(grads),
+            grads,
             inner_state,
             params,
             value=worker.mean(value),
             objective=common,
         )
-        return State(state.step + 1, (params, inner_state), ())
+        return State(state.step + 1, (params, inner_state, known), own)
 
     return Algorithm(
         init=init,
         gradient_at=lambda state: state.shared[0],
         update=update,
         readout=lambda state: state.shared[0],
-        sends=lambda params, step: size_bytes(params),
+        sends=how.bytes,
         waits=waiting.everyone(),
+        resize=REDUCED,
     )

@@ -1,6 +1,5 @@
 """The contract: an algorithm is four pure functions over a State with two rooms."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,6 +28,20 @@ class State(NamedTuple):
     local: PyTree
 
 
+class Resize(NamedTuple):
+    """What becomes of a state when the number of workers changes.
+
+    Attributes:
+      rule: `rule(state, fresh)` -> the `State` to go on with. Both are whole: leaves of `local` are
+        `[workers, ...]`, NumPy arrays (or keys). `fresh` is the start of the new workers at the old
+        ones' readout; the result has its shapes.
+      says: the rule in a line, for logs.
+    """
+
+    rule: Callable[[State, State], State]
+    says: str
+
+
 class Algorithm(NamedTuple):
     """How workers compute, communicate and agree. Everything is written for one worker.
 
@@ -43,13 +56,14 @@ class Algorithm(NamedTuple):
       active: `State` -> whether this worker delivers a gradient at this step; None: always. Where it
         does not, `grads` are zeros.
       sends: `sends(params, step)` -> the bytes that one worker hands to the network at that step
-        (the operands of its collectives), from the shapes of the parameters alone; where it depends
-        on the number of workers, `sends(params, step, *, workers)`. None: not declared. Read it with
-        `bytes_sent`.
+        (the operands of its collectives), from the shapes of the parameters alone; `worker.count()` is
+        at hand. None: not declared. Read it with `bytes_sent`.
       report: `State` -> a dict of arrays to be recorded after a step beside the loss (staleness,
         simulated seconds), the same for every worker: from the shared room, without communication.
       waits: whom a worker waits for at the end of a step, for example `waiting.everyone()`: what
         `jd.timed` makes simulated seconds of. None: not declared, or the method has a clock itself.
+      resize: the rule by which `jd.resize` goes on with another number of workers; None: only the
+        parameters survive.
     """
 
     init: Callable[[Params], State]
@@ -57,9 +71,10 @@ class Algorithm(NamedTuple):
     update: Callable[..., State]
     readout: Callable[[State], Params]
     active: Callable[[State], jax.Array] | None = None
-    sends: Callable[..., int] | None = None
+    sends: Callable[[Params, int], int] | None = None
     report: Callable[[State], dict[str, Any]] | None = None
     waits: Waits | None = None
+    resize: Resize | None = None
 
 
 def size_bytes(params: Params) -> int:
@@ -85,8 +100,8 @@ def bytes_sent(algorithm: Algorithm, params: Params, step: int, *, workers: int)
     """What one worker hands to the network at a step, 0 where the method does not declare it."""
     if algorithm.sends is None:
         return 0
-    counted = "workers" in inspect.signature(algorithm.sends).parameters
-    return algorithm.sends(params, step, **({"workers": workers} if counted else {}))
+    with worker.counted(workers):
+        return algorithm.sends(params, step)
 
 
 def local_init(inner: optax.GradientTransformation, params: Params) -> PyTree:

@@ -87,7 +87,7 @@ def block_momentum(
         return jax.tree.map(lambda D, d: b() * D - block_learning_rate * d, D, updates), D
 
     def readout(state):
-        y, D = state.shared
+        y, D, _ = state.shared
         return jax.tree.map(lambda y, D: y - b() * D, y, D) if nesterov else y
 
     filtered = optax.GradientTransformation(lambda params: optax.tree.zeros_like(params), update)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import reduction, worker
+from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -16,8 +16,8 @@ from jaxdist.algorithms.base import (
     check_period,
     check_rule,
     refuse_others,
-    size_bytes,
 )
+from jaxdist.algorithms.membership import AVERAGED
 
 
 def delayed(inner: optax.GradientTransformation, *others: Never, delay: int) -> Algorithm:
@@ -97,5 +97,7 @@ def delayed(inner: optax.GradientTransformation, *others: Never, delay: int) -> 
         gradient_at=lambda state: at(state.shared[0], state.step + 1),
         update=update,
         readout=lambda state: at(state.shared[0], state.step),
-        sends=lambda params, step: size_bytes(params),
+        sends=lambda params, step: reduction.mean_bytes(params),
+        resize=AVERAGED,
+        waits=waiting.everyone(),
     )

@@ -17,8 +17,9 @@ from jaxdist.algorithms.base import (
     check_rule,
     local_init,
     refuse_others,
-    size_bytes,
 )
+from jaxdist.algorithms.membership import AVERAGED, averaged, remade, residuals
+from jaxdist.compress import Compressor, Feedback
 
 
 def diloco(
@@ -26,6 +27,7 @@ def diloco(
     outer: optax.GradientTransformation,
     *others: Never,
     period: int,
+    compressor: Compressor | Feedback | None = None,
 ) -> Algorithm:
     """DiLoCo: `period` local steps, whose mean displacement is the gradient of an outer optimizer.
 
@@ -44,10 +46,12 @@ def diloco(
       outer: the rule for the displacement; runs once for all workers.
       others: nothing; a topology is refused with the method that takes one.
       period: local steps from one outer step to the next.
+      compressor: what travels of the displacements, as in `all_reduce`; with a memory
+        (`jd.compress.error_feedback(...)`) what is left out of one outer step is added to the next.
 
     Returns:
       An `Algorithm`. shared: outer parameters and the state of `outer`. local: parameters and the
-      state of `inner`.
+      state of `inner`. The memory of a compressor stands in both rooms.
 
     Raises:
       ValueError: a period below 1, or a rule that is not optax's.
@@ -55,7 +59,7 @@ def diloco(
     Communication:
       One all-reduce every `period` steps, of the displacement in at least float32: size(params) bytes
       for float32 parameters, twice that for bfloat16 ones. Nothing in between, nothing for the
-      readout.
+      readout. With a compressor, its payload instead, as in `all_reduce`.
 
     Example:
       >>> import jaxdist as jd
@@ -76,32 +80,43 @@ def diloco(
     check_rule("inner", inner)
     check_rule("outer", outer)
     check_period("period", period)
+    how = reduction.reducer(compressor)
 
     def init(params: Params) -> State:
-        local = params, local_init(inner, params)
-        return State(jnp.int32(0), (params, outer.init(params)), local)
-
-    def synchronized(rooms):
-        (z, outer_state), x = rooms
-        d = jax.tree.map(displacement, z, x)
-        d = jax.tree.map(lambda d, z: d.astype(z.dtype), reduction.mean(d), z)
-        z, outer_state = apply(outer, d, outer_state, z)
-        return (z, outer_state), worker.vary(z)
+        shared, local = how.init(jax.tree.map(displacement, params, params))
+        return State(
+            jnp.int32(0),
+            (params, outer.init(params), shared),
+            (params, local_init(inner, params), local),
+        )
 
     def update(grads, state: State, *, key, value, objective) -> State:
-        x, inner_state = state.local
+        x, inner_state, own = state.local
         t = state.step
         x, inner_state = apply(inner, grads, inner_state, x, value=value, objective=objective)
-        rooms = state.shared, worker.vary(x)
+
+        def synchronized(rooms):
+            (z, outer_state, known), (x, own) = rooms
+            d = jax.tree.map(displacement, z, x)
+            d, (known, own) = how.mean(d, (known, own), key=key, step=t // period)
+            d = jax.tree.map(lambda d, z: d.astype(z.dtype), d, z)
+            z, outer_state = apply(outer, d, outer_state, z)
+            return (z, outer_state, known), worker.vary((z, own))
+
+        rooms = state.shared, worker.vary((x, own))
         if period == 1:
-            shared, x = synchronized(rooms)
+            shared, (x, own) = synchronized(rooms)
         else:
-            shared, x = lax.cond((t + 1) % period == 0, synchronized, lambda kept: kept, rooms)
-        return State(t + 1, shared, (x, inner_state))
+            shared, (x, own) = lax.cond(
+                (t + 1) % period == 0, synchronized, lambda kept: kept, rooms
+            )
+        return State(t + 1, shared, (x, inner_state, own))
 
     def sends(params: Params, step: int) -> int:
+        if (step + 1) % period:
+            return 0
         wide = jax.eval_shape(lambda p: jax.tree.map(displacement, p, p), params)
-        return size_bytes(wide) * ((step + 1) % period == 0)
+        return how.bytes(wide, step // period)
 
     return Algorithm(
         init=init,
@@ -110,6 +125,10 @@ def diloco(
         readout=lambda state: state.shared[0],
         sends=sends,
         waits=waiting.everyone(period=period),
+        resize=remade(
+            lambda old, fresh: (*averaged(old[:2], fresh[:2]), residuals(old[2], fresh[2])),
+            AVERAGED.says,
+        ),
     )
 
 

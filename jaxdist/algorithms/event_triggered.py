@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import mixing, reduction, worker
+from jaxdist import mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -15,6 +15,7 @@ from jaxdist.algorithms.base import (
     local_init,
     size_bytes,
 )
+from jaxdist.algorithms.membership import averaged, remade
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
 from jaxdist.topology import Topology
 
@@ -119,7 +120,12 @@ def event_triggered(
         update=update,
         readout=lambda state: reduction.mean(state.local[0]),
         sends=lambda params, step: exchanges(topology, step) * size_bytes(params) + 4,
+        waits=waiting.neighbors(topology),
         report=lambda state: {"messages_sent": state.shared},
+        resize=remade(
+            lambda old, fresh: (*averaged(old[:2], fresh[:2]), fresh[2]),
+            "everybody goes on from the workers' mean parameters and mean memory, which all have heard",
+        ),
     )
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import mixing, reduction, worker
+from jaxdist import mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -23,6 +23,7 @@ from jaxdist.algorithms.base import (
     size_bytes,
     updates,
 )
+from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_symmetric, exchanges, least_eigenvalue
 from jaxdist.topology import Topology
 
@@ -184,7 +185,7 @@ def extra(inner: optax.GradientTransformation, topology: Topology) -> Algorithm:
         added = change(x)
         return jax.tree.map(_add, moved, added), jax.tree.map(lambda a: a / 2, added)
 
-    return _corrected(inner, topology, extrapolated)
+    return _corrected(inner, topology, extrapolated, overlaps=True)
 
 
 def _diffused(share: float):
@@ -196,7 +197,9 @@ def _diffused(share: float):
     return combined
 
 
-def _corrected(inner: optax.GradientTransformation, topology: Topology, combine) -> Algorithm:
+def _corrected(
+    inner: optax.GradientTransformation, topology: Topology, combine, *, overlaps: bool = False
+) -> Algorithm:
     """x' and what is added to d, from x, x + u + d and the exchange.
 
     In the papers' terms, W~ being the matrix of `exact_diffusion` or `d2`: phi = x + u + d,
@@ -224,6 +227,8 @@ def _corrected(inner: optax.GradientTransformation, topology: Topology, combine)
         update=update,
         readout=lambda state: reduction.mean(state.local[0]),
         sends=lambda params, step: exchanges(topology, step) * size_bytes(params),
+        resize=AVERAGED,
+        waits=waiting.neighbors(topology, overlaps=overlaps),
     )
 
 

@@ -1,5 +1,6 @@
 """Federated averaging: clients of whom few take part in a round, each with many steps on its own data."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,10 +10,11 @@ import optax
 from jax import lax
 from numpy.typing import ArrayLike
 
-from jaxdist import reduction, worker
+from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
+    Resize,
     State,
     apply,
     check_period,
@@ -21,6 +23,7 @@ from jaxdist.algorithms.base import (
     size_bytes,
 )
 from jaxdist.algorithms.diloco import displacement
+from jaxdist.algorithms.membership import averaged
 from jaxdist.cohort import Cohort, cohort
 
 PyTree = Any
@@ -104,7 +107,7 @@ def federated(
 
     Returns:
       An `Algorithm`. shared: z, the state of `outer` and, with SCAFFOLD, c. local: parameters and the
-      state of `inner` and, with SCAFFOLD, the sum of the round's gradients and the bank of c_i,
+      state of `inner` and, with SCAFFOLD, the sum of the round's gradients, c_i and the bank of c_i,
       leaves `[clients / workers, ...]`.
 
     Raises:
@@ -165,6 +168,11 @@ def federated(
     def delivers(round: jax.Array) -> jax.Array:
         return drawn().delivers(round)[worker.index()]
 
+    def slot(round: jax.Array) -> jax.Array:
+        """Which of its own clients this worker is: a row of its bank."""
+        who = drawn()
+        return who(round)[worker.index()] % (who.clients // who.workers)
+
     def weighted(d: Params, round: jax.Array) -> Params:
         """This worker's part of the round's displacement; the mean over all workers is the whole."""
         if clients_per_round is None and weights is None:
@@ -184,7 +192,7 @@ def federated(
         return State(
             jnp.int32(0),
             (params, server.init(params), zeros if controlled else ()),
-            (params, local_init(inner, params), (zeros, bank) if controlled else ()),
+            (params, local_init(inner, params), (zeros, zeros, bank) if controlled else ()),
         )
 
     def update(grads, state: State, *, key, value, objective) -> State:
@@ -195,25 +203,17 @@ def federated(
 
         here = delivers(round) if clients_per_round is not None else jnp.bool_(True)
 
-        corrected, dc = grads, ()
+        corrected, dc, c_i, raw, bank = grads, (), (), (), ()
         if mu is not None:
             corrected = jax.tree.map(lambda g, x, z: g + mu * (x - z), grads, x, z)
         elif controlled:
-            raw, bank = memory
-            slot = drawn()(round)[worker.index()] % len(jax.tree.leaves(bank)[0])
-            c_i = jax.tree.map(lambda b: lax.dynamic_index_in_dim(b, slot, keepdims=False), bank)
+            raw, c_i, bank = memory  # c_i is a copy of this round's row of the bank
             corrected = jax.tree.map(lambda g, c_i, c: g - c_i + c, grads, c_i, c)
             raw = jax.tree.map(jnp.add, raw, grads)
             dc = jax.tree.map(
                 lambda raw, c_i: jnp.where(here, raw / local_steps - c_i, 0), raw, c_i
             )
-            # One row of the bank is written at every step, outside the conditional: a bank that went
-            # through a conditional would be copied as a whole.
-            row = jax.tree.map(lambda c_i, dc: jnp.where(last, c_i + dc, c_i), c_i, dc)
-            bank = jax.tree.map(
-                lambda b, row: lax.dynamic_update_index_in_dim(b, row, slot, 0), bank, row
-            )
-            memory = jax.tree.map(lambda raw: jnp.where(last, 0, raw), raw), bank
+            raw = jax.tree.map(lambda raw: jnp.where(last, 0, raw), raw)
 
         moved, inner_state = apply(
             inner, corrected, inner_state, x, value=value, objective=objective
@@ -221,27 +221,54 @@ def federated(
         x = jax.tree.map(lambda new, old: jnp.where(here, new, old), moved, x)
 
         def agreed(rooms):
-            (z, server_state, c), (x, inner_state), dc = rooms
+            (z, server_state, c), (x, inner_state), (c_i, _), own_dc = rooms
             d = weighted(jax.tree.map(displacement, z, x), round)
-            d, dc = reduction.mean((d, dc))
+            d, dc = reduction.mean((d, own_dc))
             d = jax.tree.map(lambda d, z: d.astype(z.dtype), d, z)
             z, server_state = apply(server, d, server_state, z)
             if controlled:
                 part = worker.count() / drawn().clients
                 c = jax.tree.map(lambda c, dc: c + part * dc, c, dc)
             fresh = jax.tree.map(_afresh, local_init(inner, z), inner_state)
-            return (z, server_state, c), worker.vary((z, fresh)), rooms[2]
+            c_i = jax.tree.map(jnp.add, c_i, own_dc)
+            following = jax.tree.map(
+                partial(_next_row, now=slot(round), then=slot(round + 1)), bank, c_i
+            )
+            local = (z, fresh), (c_i, following), own_dc
+            return (z, server_state, c), *worker.vary(local)
 
-        rooms = state.shared, *worker.vary(((x, inner_state), dc))
+        rooms = state.shared, *worker.vary(((x, inner_state), (c_i, c_i), dc))
         if local_steps == 1:
-            shared, local, _ = agreed(rooms)
+            shared, local, (c_i, following), _ = agreed(rooms)
         else:
-            shared, local, _ = lax.cond(last, agreed, lambda kept: kept, rooms)
-        return State(t + 1, shared, (*local, memory))
+            shared, local, (c_i, following), _ = lax.cond(last, agreed, lambda kept: kept, rooms)
+        # The bank is read inside the conditional and written after it, one row at every step: XLA
+        # would copy a bank that leaves a conditional, or whose reading may come after the writing.
+        bank = jax.tree.map(partial(_written, at=slot(round)), bank, c_i)
+        return State(t + 1, shared, (*local, (raw, following, bank) if controlled else ()))
 
     def sends(params: Params, step: int) -> int:
         wide = jax.eval_shape(lambda p: jax.tree.map(displacement, p, p), params)
         return (1 + controlled) * size_bytes(wide) * ((step + 1) % local_steps == 0)
+
+    def resized(state: State, fresh: State) -> State:
+        round, late = divmod(int(state.step), local_steps)
+        some = (clients, clients_per_round, weights) != (None, None, None)
+        if some and late:
+            raise ValueError(
+                f"step {int(state.step)} is in the middle of a round of jd.federated, whose clients are "
+                f"drawn for one number of workers; resize it after a multiple of {local_steps} steps"
+            )
+        *own, memory = state.local
+        local = averaged(own, list(fresh.local[:2]))
+        if controlled:
+            (raw, _, bank), (zeros, _, new) = memory, fresh.local[2]
+            bank = averaged(bank, new) if clients is None else _dealt(bank, new)
+            workers, own = jax.tree.leaves(bank)[0].shape[:2]
+            who = cohort(workers * own, workers, seed, clients_per_round=clients_per_round)(round)
+            c_i = jax.tree.map(lambda rows: rows[np.arange(workers), who % own], bank)
+            memory = averaged(raw, zeros), c_i, bank
+        return State(state.step, state.shared, (*local, memory))
 
     return Algorithm(
         init=init,
@@ -252,7 +279,36 @@ def federated(
         if clients_per_round is None
         else lambda state: delivers(state.step // local_steps),
         sends=sends,
+        waits=waiting.everyone(period=local_steps),
+        resize=Resize(
+            resized,
+            "the server goes on; everybody goes on from the workers' mean parameters; of a bank every "
+            "client keeps its control variate, else everybody has their mean",
+        ),
     )
+
+
+def _written(bank: jax.Array, row: jax.Array, *, at: jax.Array) -> jax.Array:
+    return lax.dynamic_update_index_in_dim(bank, row, at, 0)
+
+
+def _next_row(bank: jax.Array, row: jax.Array, *, now: jax.Array, then: jax.Array) -> jax.Array:
+    """Row `then` of a bank into which `row` is yet to be written at `now`."""
+    return jnp.where(now == then, row, lax.dynamic_index_in_dim(bank, then, keepdims=False))
+
+
+def _dealt(bank: Any, fresh: Any) -> Any:
+    """The same clients as the rows of other workers, `[workers, clients / workers, ...]`."""
+
+    def dealt(rows: Any, new: Any) -> Any:
+        if rows.shape[0] * rows.shape[1] != new.shape[0] * new.shape[1]:
+            raise ValueError(
+                f"the bank has {rows.shape[0] * rows.shape[1]} clients and {new.shape[0] * new.shape[1]} "
+                "are expected; write the number it was saved with: jd.federated(..., clients=...)"
+            )
+        return np.asarray(rows).reshape(new.shape)
+
+    return jax.tree.map(dealt, bank, fresh)
 
 
 def _afresh(fresh: Any, old: Any) -> Any:

@@ -16,7 +16,9 @@ from jaxdist.algorithms.base import (
     local_init,
     size_bytes,
 )
+from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
+from jaxdist.compress.base import Compressor, check_compressor
 from jaxdist.topology import Topology
 
 Order = Literal["adapt_then_combine", "combine_then_adapt", "combine_while_adapt"]
@@ -27,6 +29,7 @@ def gossip(
     topology: Topology,
     *,
     order: Order = "adapt_then_combine",
+    compressor: Compressor | None = None,
 ) -> Algorithm:
     """Decentralized SGD: take a local step, then average with your neighbors.
 
@@ -44,11 +47,20 @@ def gossip(
     what it sends does not depend on the gradient, so the exchange can hide behind the backward
     pass.
 
+    With a compressor C only payloads travel, and
+
+        sum_j W(t)_ij h_j    becomes    h_i + sum_j W(t)_ij C(h_j) - C(h_i)
+
+    which leaves the mean of the workers as it is, whatever C does, and is the same without C. The error
+    of C is one of parameters, not of steps: with a coarse C it never settles. `choco` remembers what
+    it sent, and does.
+
     Args:
       inner: the local rule. It sees one worker's gradients and never communicates; its memory stays
         with the worker.
       topology: who listens to whom, doubly stochastic; its size is the number of workers.
       order: when to average, as above.
+      compressor: what travels, for example `jd.compress.cast(jnp.bfloat16)`; None: the arrays.
 
     Returns:
       An `Algorithm`. shared: nothing. local: parameters (for `combine_then_adapt` the combined y,
@@ -56,10 +68,11 @@ def gossip(
 
     Raises:
       ValueError: an unknown order, a rule that is not optax's, or a topology whose rows or columns do
-        not sum to one (then the mean of the workers would drift).
+        not sum to one (then the mean of the workers would drift); a compressor with a memory.
 
     Communication:
-      Per step, size(params) bytes out of every worker for each neighbor it listens to. The readout
+      Per step, size(params) bytes, or those of its payload, `compressor.bytes(params)`, out of every
+      worker for each neighbor it listens to. The readout
       is one all-reduce of size(params) bytes.
 
     Example:
@@ -85,6 +98,14 @@ def gossip(
     check_doubly_stochastic("gossip", topology)
     if order not in get_args(Order):
         raise ValueError(f"order={order!r} is unknown; write one of {', '.join(get_args(Order))}")
+    if compressor is not None:
+        check_compressor("jd.gossip", compressor)
+
+    def mix(params: Params, t: jax.Array, key: jax.Array) -> Params:
+        if compressor is None:
+            return mixing.mix(params, topology, t)
+        mixed, own = mixing.mix_compressed(params, topology, t, compressor=compressor, key=key)
+        return jax.tree.map(lambda x, m, o: x + (m - o), params, mixed, own)
 
     def init(params: Params) -> State:
         return State(jnp.int32(0), (), (params, local_init(inner, params)))
@@ -96,14 +117,18 @@ def gossip(
             inner, grads, inner_state, params, value=value, objective=objective
         )
         if order == "adapt_then_combine":
-            params = mixing.mix(moved, topology, t)
+            params = mix(moved, t, key)
         elif order == "combine_then_adapt":
             # The next point y is kept instead of x: nobody may communicate between steps.
-            params = mixing.mix(moved, topology, t + 1)
+            params = mix(moved, t + 1, key)
         else:
-            mixed = mixing.mix(params, topology, t)
+            mixed = mix(params, t, key)
             params = jax.tree.map(lambda m, new, old: m + (new - old), mixed, moved, params)
         return State(t + 1, (), (params, inner_state))
+
+    def sends(params: Params, step: int) -> int:
+        payload = size_bytes(params) if compressor is None else compressor.bytes(params)
+        return exchanges(topology, step + ahead) * payload
 
     ahead = 1 if order == "combine_then_adapt" else 0
     return Algorithm(
@@ -111,6 +136,7 @@ def gossip(
         gradient_at=lambda state: state.local[0],
         update=update,
         readout=lambda state: reduction.mean(state.local[0]),
-        sends=lambda params, step: exchanges(topology, step + ahead) * size_bytes(params),
+        sends=sends,
         waits=waiting.neighbors(topology, ahead=ahead, overlaps=order == "combine_while_adapt"),
+        resize=AVERAGED,
     )

@@ -7,17 +7,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import reduction, worker
+from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
     State,
     apply,
+    check_fraction,
     check_rule,
     refuse_others,
-    size_bytes,
+    updates,
     widest,
 )
+from jaxdist.algorithms.membership import AVERAGED
 
 Schedule = Callable[[Any], Any]
 
@@ -72,7 +74,7 @@ def noise_scale(
     """
     refuse_others("noise_scale", others)
     check_rule("inner", inner)
-    _check_decay(decay)
+    check_fraction("decay", decay)
 
     def init(params: Params) -> State:
         if worker.count() == 1:
@@ -105,7 +107,9 @@ def noise_scale(
         update=update,
         readout=lambda state: state.shared[0],
         sends=_sends,
+        waits=waiting.everyone(),
         report=report,
+        resize=AVERAGED,
     )
 
 
@@ -163,7 +167,7 @@ def adascale(
     refuse_others("adascale", others)
     check_rule("inner", inner)
     if decay is not None:
-        _check_decay(decay)
+        check_fraction("decay", decay)
     if schedule is not None and not callable(schedule):
         raise ValueError(
             f"schedule={schedule!r} is not a function of the steps; write for example "
@@ -184,11 +188,9 @@ def adascale(
         gain = jnp.where(all_of_them > 0, one / jnp.where(all_of_them > 0, all_of_them, 1), 1)
         gain = jnp.clip(gain, 1, workers)
         factor = gain if schedule is None else gain * schedule(jnp.floor(tau))
-        updates, inner_state = optax.with_extra_args_support(inner).update(
-            mean, inner_state, params, value=worker.mean(value)
-        )
-        updates = jax.tree.map(lambda u: factor.astype(u.dtype) * u, updates)
-        params = optax.apply_updates(params, updates)
+        u, inner_state = updates(inner, mean, inner_state, params, value=worker.mean(value))
+        u = jax.tree.map(lambda u: factor.astype(u.dtype) * u, u)
+        params = optax.apply_updates(params, u)
         shared = params, inner_state, tau + gain, gain, one, all_of_them
         return State(state.step + 1, shared, ())
 
@@ -198,7 +200,9 @@ def adascale(
         update=update,
         readout=lambda state: state.shared[0],
         sends=_sends,
+        waits=waiting.everyone(),
         report=lambda state: {"gain": state.shared[3], "invariant_steps": state.shared[2]},
+        resize=AVERAGED,
     )
 
 
@@ -215,9 +219,4 @@ def _squared(tree: Params) -> jax.Array:
 
 
 def _sends(params: Params, step: int) -> int:
-    return size_bytes(params) + jnp.dtype(widest(params)).itemsize
-
-
-def _check_decay(decay: Any) -> None:
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay={decay!r} is not in [0, 1); write for example decay=0.99")
+    return reduction.mean_bytes(params) + jnp.dtype(widest(params)).itemsize

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import mixing, reduction, worker
+from jaxdist import mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -16,6 +16,7 @@ from jaxdist.algorithms.base import (
     size_bytes,
     updates,
 )
+from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_columns, exchanges
 from jaxdist.algorithms.push_sum import quotient, unit_weight
 from jaxdist.topology import Topology
@@ -137,7 +138,15 @@ def gradient_tracking(
         own = exchanges(topology, step) * (size_bytes(params) + weight)
         return own + tracker * size_bytes(params)
 
-    return Algorithm(init=init, gradient_at=point, update=update, readout=readout, sends=sends)
+    return Algorithm(
+        init=init,
+        gradient_at=point,
+        update=update,
+        readout=readout,
+        sends=sends,
+        resize=AVERAGED,
+        waits=waiting.neighbors(topology),
+    )
 
 
 def _add(wide: jax.Array, x: jax.Array) -> jax.Array:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from jaxdist import worker
+from jaxdist import waiting, worker
 from jaxdist.algorithms.base import Algorithm, Params, State, check_period, refuse_others, widest
+from jaxdist.algorithms.membership import recut, remade
 
 LineSearch = Literal["wolfe", "armijo"]
 EXACT = lax.Precision.HIGHEST  # a TPU would otherwise multiply in bfloat16
@@ -152,7 +153,8 @@ def lbfgs(
         S, Y = (jnp.where(length > 0, kept, jnp.zeros_like(kept)) for kept in (S, Y))
         return State(state.step + 1, (moved(length), length, tried), (S, Y, x, g))
 
-    def sends(params: Params, step: int, *, workers: int) -> int:
+    def sends(params: Params, step: int) -> int:
+        workers = worker.count()
         flat = jax.eval_shape(_flat, params)
         share = -(-flat.size // workers)
         numbers = (2 * memory + 3) ** 2 + 1 + (2 if line_search == "wolfe" else 1)
@@ -164,7 +166,9 @@ def lbfgs(
         update=update,
         readout=lambda state: state.shared[0],
         sends=sends,
+        waits=waiting.everyone(),
         report=lambda state: {"step_length": state.shared[1], "trials": state.shared[2]},
+        resize=remade(recut, "what is shared goes on; the pairs are cut into new shares"),
     )
 
 

@@ -1,11 +1,11 @@
-"""Stochastic gradient push: gossip over one-way links, at once or with messages under way."""
+"""Stochastic gradient push: gossip over one-way links, at once, with messages under way, or compressed."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import mixing, reduction, worker
+from jaxdist import mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -17,12 +17,18 @@ from jaxdist.algorithms.base import (
     size_bytes,
     updates,
 )
+from jaxdist.algorithms.membership import averaged, remade
 from jaxdist.algorithms.neighbors import check_columns, exchanges
+from jaxdist.compress.base import Compressor, check_compressor, contractive
 from jaxdist.topology import Topology
 
 
 def push_sum(
-    inner: optax.GradientTransformation, topology: Topology, *, delay: int = 0
+    inner: optax.GradientTransformation,
+    topology: Topology,
+    *,
+    delay: int = 0,
+    compressor: Compressor | None = None,
 ) -> Algorithm:
     """Stochastic gradient push (SGP): gossip where links go one way only.
 
@@ -46,24 +52,43 @@ def push_sum(
     staler averages. Messages under way are held by their senders, d of them, and are part of the
     state, of checkpoints and of the readout.
 
+    With a compressor C a worker keeps a copy h_i of what the others know of its numerator, and sends
+    what is new against it; the weights, one number, go as they are:
+
+        v_i  = n_i + u_i
+        h_i <- h_i + C(v_i - h_i)                         all that travels; h starts at 0
+        n_i <- v_i - h_i + sum_j A_ij h_j
+
+    What the payload leaves out stays with the sender, so nothing is lost whatever C does (but for
+    rounding: a unit in the last place a step); and as n settles the error of C vanishes: it ends
+    where it would without C. For that C must be finer the
+    faster A mixes, or it diverges; with a coarse C stay closer to the identity, with
+    `jd.topology.from_matrix((1 - c) * np.eye(W) + c * A)`, where c < 1 is what `jd.choco` calls the
+    consensus step.
+
     Args:
       inner: the local rule. It sees one worker's gradients and z_i, and never communicates; its
         memory stays with the worker, and is neither weighted nor mixed.
       topology: who sends to whom, its columns summing to one; directed and varying graphs are
         welcome.
       delay: how many steps late the messages of others arrive.
+      compressor: what travels, for example `jd.compress.int8()`; an unbiased one is shrunk until it
+        contracts. The copies need the same matrix at every step, and no delay. None: the arrays.
 
     Returns:
       An `Algorithm`. shared: nothing. local: n, w (in at least float32), the state of `inner`, and
-      the last `delay` messages. The readout is sum n / sum w, messages under way included.
+      the last `delay` messages, or with a compressor the copy h_i and sum_j A_ij h_j - h_i, in at
+      least float32. The readout is sum n / sum w, messages under way included.
 
     Raises:
       ValueError: a rule that is not optax's; a negative delay; a row-stochastic topology; a round in
-        which a worker gets nothing, or with a delay keeps nothing.
+        which a worker gets nothing, or with a delay keeps nothing; a compressor with a delay, with a
+      topology that varies, or with a memory of its own.
 
     Communication:
       Per step, size(params) bytes and the weight (4, or 8 beside float64 parameters) out of every
-      worker for each permutation of the round. The readout is one all-reduce of as much.
+      worker for each permutation of the round; compressor.bytes(params) in place of size(params). The
+      readout is one all-reduce of size(params) bytes and the weight.
 
     Example:
       Worker 0 sends to both others, which send to one each; all pull to targets of their own:
@@ -85,10 +110,14 @@ def push_sum(
       arXiv:1811.10792
       Nedic and Olshevsky, Distributed Optimization over Time-Varying Directed Graphs, 2015.
       arXiv:1303.2289
+      Taheri, Mokhtari, Hassani, Pedarsani, Quantized Decentralized Stochastic Learning over Directed
+      Graphs, ICML 2020, Algorithm 2. arXiv:2002.09964
     """
     check_rule("inner", inner)
     check_period("delay", delay, least=0)
     check_columns("push_sum", topology, keep=delay > 0)
+    if compressor is not None:
+        return _compressed(inner, topology, delay, compressor)
     own = np.stack([one.own for one in topology.rounds])
     away = np.stack([one.column_sums for one in topology.rounds]) - own
 
@@ -138,6 +167,65 @@ def push_sum(
             exchanges(topology, step - delay)
             * (size_bytes(params) + size_bytes(jax.eval_shape(unit_weight, params)))
         ),
+        resize=remade(
+            lambda old, fresh: (fresh[0], averaged(old[1], fresh[1]), fresh[2]),
+            "sum of numerators over sum of weights, what is under way counted: from there everybody goes "
+            "on with weight 1 and the workers' mean memory, and nothing is under way",
+        ),
+        waits=waiting.neighbors(topology, ahead=-delay, overlaps=delay > 0),
+    )
+
+
+def _compressed(
+    inner: optax.GradientTransformation, topology: Topology, delay: int, compressor: Compressor
+) -> Algorithm:
+    check_compressor("jd.push_sum", compressor)
+    if delay:
+        raise ValueError(
+            f"jd.push_sum was given compressor={compressor!r} and delay={delay}, but the copies that it "
+            "compresses against must be those of this step; write delay=0"
+        )
+    if topology.period != 1:
+        raise ValueError(
+            f"jd.push_sum with compressor={compressor!r} keeps a sum of the others' copies, and "
+            f"{topology.name} changes its links; write jd.topology.exponential({topology.size}), or "
+            "leave the compressor out"
+        )
+    contracting = contractive(compressor)
+
+    def init(params: Params) -> State:
+        held = params, unit_weight(params)
+        zeros = worker.vary(jax.tree.map(jnp.zeros_like, _wide(params)))
+        return State(jnp.int32(0), (), (held, local_init(inner, params), zeros, zeros))
+
+    def update(grads, state: State, *, key, value, objective) -> State:
+        (n, w), inner_state, copy, flow = state.local
+        t = state.step
+        u, inner_state = updates(
+            inner, grads, inner_state, quotient(n, w), value=value, objective=objective
+        )
+        v = _wide(optax.apply_updates(n, u))
+        news = jax.tree.map(jnp.subtract, v, copy)
+        heard, told = mixing.mix_compressed(news, topology, t, compressor=contracting, key=key)
+        # What flows is summed up by itself, and not taken as a difference of two sums of copies: it is
+        # small once workers agree, and so is what rounding could add to the total.
+        flow = jax.tree.map(lambda s, a, b: s + (a - b), flow, heard, told)
+        copy = jax.tree.map(jnp.add, copy, told)
+        n = jax.tree.map(lambda n, v, s: (v + s).astype(n.dtype), n, v, flow)
+        w = mixing.mix(w, topology, t, keeps="sender")
+        return State(t + 1, (), ((n, w), inner_state, copy, flow))
+
+    def sends(params: Params, step: int) -> int:
+        wide, weight = jax.eval_shape(lambda p: (_wide(p), unit_weight(p)), params)
+        return exchanges(topology, step) * (contracting.bytes(wide) + size_bytes(weight))
+
+    return Algorithm(
+        init=init,
+        gradient_at=lambda state: quotient(*state.local[0]),
+        update=update,
+        readout=lambda state: quotient(*reduction.mean(state.local[0])),
+        sends=sends,
+        waits=waiting.neighbors(topology),
     )
 
 
@@ -155,6 +243,10 @@ def quotient(numerators: PyTree, weight: jax.Array) -> PyTree:
         return (n.astype(wide) / weight.astype(wide)).astype(n.dtype)
 
     return jax.tree.map(of, numerators)
+
+
+def _wide(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x.astype(worker.accumulation_dtype(x.dtype)), tree)
 
 
 def _entry(table: np.ndarray, step: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import reduction, worker
+from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -20,9 +20,10 @@ from jaxdist.algorithms.base import (
     check_rule,
     local_init,
     refuse_others,
-    size_bytes,
 )
 from jaxdist.algorithms.diloco import displacement
+from jaxdist.algorithms.membership import AVERAGED
+from jaxdist.compress import Compressor, Feedback
 
 PyTree = Any
 
@@ -35,6 +36,7 @@ def streaming_diloco(
     fragments: int | PyTree,
     delay: int = 0,
     blend: float = 0.0,
+    compressor: Compressor | Feedback | None = None,
 ) -> Algorithm:
     """DiLoCo whose messages are small, spread over the period, and hidden behind local steps.
 
@@ -61,10 +63,13 @@ def streaming_diloco(
       delay: steps from sending to applying, at least 0 and below `period`.
       blend: the part of its own a worker keeps, at least 0 and below 1; the paper takes 0.5 with a
         delay, 0 without.
+      compressor: what travels of a displacement, as in `diloco` (the paper sends 4 bits a number, as
+        `jd.compress.int4()` does); with a memory every fragment has its own.
 
     Returns:
       An `Algorithm`. shared: outer parameters, one state of `outer` for each fragment and, with a
-      delay, the displacements that are under way. local: parameters and the state of `inner`.
+      delay, the displacements that are under way. local: parameters and the state of `inner`. The
+      memory of a compressor stands in both rooms.
 
     Raises:
       ValueError: a period that F does not divide, a delay of a period or more, a blend outside 0 to 1,
@@ -72,7 +77,8 @@ def streaming_diloco(
 
     Communication:
       One all-reduce every period / F steps, of one fragment's displacement in at least float32: about
-      size(params) / F bytes for float32 parameters. Nothing in between, nothing for the readout.
+      size(params) / F bytes for float32 parameters. Nothing in between, nothing for the readout. With
+      a compressor, its payload instead, as in `all_reduce`.
 
     Example:
       >>> import jaxdist as jd
@@ -111,6 +117,7 @@ def streaming_diloco(
             f"arrives; write delay={period - 1} or less"
         )
     turn = period // count
+    how = reduction.reducer(compressor)
 
     def in_turn(
         step: jax.Array, one: Callable[[int, Any], Any], rooms: Any, when: Any = True
@@ -122,54 +129,67 @@ def streaming_diloco(
 
     def init(params: Params) -> State:
         leaves = jax.tree.leaves(params)
-        outer_states = [outer.init(_take(leaves, own)) for own in _groups(params, fragments)]
+        groups = _groups(params, fragments)
+        outer_states = [outer.init(_take(leaves, own)) for own in groups]
         under_way = [jnp.zeros_like(z) for z in leaves] if delay else []
-        local = params, local_init(inner, params)
-        return State(jnp.int32(0), (leaves, outer_states, under_way), local)
+        memories = [how.init(_displacements(leaves, leaves, own)) for own in groups]
+        known, kept = ([memory[room] for memory in memories] for room in (0, 1))
+        local = params, local_init(inner, params), kept
+        return State(jnp.int32(0), (leaves, outer_states, under_way, known), local)
 
     def update(grads, state: State, *, key, value, objective) -> State:
-        z, outer_states, under_way = state.shared
-        x, inner_state = state.local
+        z, outer_states, under_way, known = state.shared
+        x, inner_state, kept = state.local
         groups = _groups(x, fragments)
         x, inner_state = apply(inner, grads, inner_state, x, value=value, objective=objective)
         x, structure = jax.tree.flatten(worker.vary(x))
         step = state.step + 1
 
-        def sent(p: int, d: list[jax.Array]) -> list[jax.Array]:
-            own = [displacement(z[i], x[i]) for i in groups[p]]
-            mean = reduction.mean(own)
-            return _put(
-                d, groups[p], [d.astype(z[i].dtype) for d, i in zip(mean, groups[p], strict=True)]
+        def sent(p: int, rooms):
+            d, known, kept = rooms
+            own = _displacements(z, x, groups[p])
+            mean, (new, left) = how.mean(
+                own, (known[p], kept[p]), key=key, step=means_before(p, step + delay)
             )
+            mean = [d.astype(z[i].dtype) for d, i in zip(mean, groups[p], strict=True)]
+            return _put(d, groups[p], mean), _put(known, [p], [new]), _put(kept, [p], [left])
 
-        def applied(p: int, rooms, d: list[jax.Array] | None = None):
+        def applied(p: int, rooms, d: list[jax.Array]):
             z, outer_states, x = rooms
-            own = _take(sent(p, z) if d is None else d, groups[p])
+            own = _take(d, groups[p])
             new, outer_state = apply(outer, own, outer_states[p], _take(z, groups[p]))
             kept = [_blended(z, x[i], blend) for z, i in zip(new, groups[p], strict=True)]
             states = _put(outer_states, [p], [outer_state])
             return _put(z, groups[p], new), states, _put(x, groups[p], kept)
 
-        rooms = z, outer_states, x
+        def at_once(p: int, rooms):
+            *rooms, known, kept = rooms
+            d, known, kept = sent(p, (z, known, kept))
+            return *applied(p, rooms, d), known, kept
+
+        kept = worker.vary(kept)
         if delay:
-            under_way = in_turn(step + delay, sent, under_way)
+            under_way, known, kept = in_turn(step + delay, sent, (under_way, known, kept))
             land = partial(applied, d=under_way)
-            rooms = in_turn(step, land, rooms, when=step > delay)
+            z, outer_states, x = in_turn(step, land, (z, outer_states, x), when=step > delay)
         else:
-            rooms = in_turn(step, applied, rooms)
-        z, outer_states, x = rooms
-        local = jax.tree.unflatten(structure, x), inner_state
-        return State(step, (z, outer_states, under_way), local)
+            rooms = z, outer_states, x, known, kept
+            z, outer_states, x, known, kept = in_turn(step, at_once, rooms)
+        local = jax.tree.unflatten(structure, x), inner_state, kept
+        return State(step, (z, outer_states, under_way, known), local)
+
+    def means_before(p: int, step: Any) -> Any:
+        """How often fragment p was sent before this step of its turn, from the first that was."""
+        return (step // turn - 1) // count - int((p + 1) * turn <= delay)
 
     def sends(params: Params, step: int) -> int:
         sent_at = step + 1 + delay
         if sent_at % turn:
             return 0
-        own = _groups(params, fragments)[(sent_at // turn - 1) % count]
-        return sum(
-            size_bytes(jax.eval_shape(displacement, x, x))
-            for x in _take(jax.tree.leaves(params), own)
-        )
+        p = (sent_at // turn - 1) % count
+        leaves, own = jax.tree.leaves(params), _groups(params, fragments)[p]
+        wide = jax.eval_shape(lambda z: _displacements(z, z, own), leaves)
+        return how.bytes(wide, means_before(p, sent_at))
 
     def readout(state: State) -> Params:
         return jax.tree.unflatten(jax.tree.structure(state.local[0]), state.shared[0])
@@ -180,6 +200,8 @@ def streaming_diloco(
         update=update,
         readout=readout,
         sends=sends,
+        resize=AVERAGED,
+        waits=waiting.everyone(period=turn, ahead=delay),
     )
 
 
@@ -200,6 +222,10 @@ def _groups(params: Params, fragments: int | PyTree) -> list[list[int]]:
             "for each leaf: jax.tree.map(lambda x: label, params)"
         )
     return [[i for i, own in enumerate(labels) if own == label] for label in sorted(set(labels))]
+
+
+def _displacements(z: list[jax.Array], x: list[jax.Array], which: list[int]) -> list[jax.Array]:
+    return [displacement(z[i], x[i]) for i in which]
 
 
 def _take(values: list[Any], which: list[int]) -> list[Any]:

@@ -1,6 +1,6 @@
 """Every method by name: what drives the conformance laws, the help of the shell, the README's table."""
 
-from jaxdist.catalogue import asynchronous, decentralized, local_updates, synchronous
+from jaxdist.catalogue import asynchronous, compressed, decentralized, local_updates, synchronous
 from jaxdist.catalogue.entry import Entry as Entry
 
 CATALOGUE: dict[str, Entry] = {
@@ -8,6 +8,7 @@ CATALOGUE: dict[str, Entry] = {
     **local_updates.ENTRIES,
     **decentralized.ENTRIES,
     **asynchronous.ENTRIES,
+    **compressed.ENTRIES,
 }
 
 

@@ -27,7 +27,7 @@ ENTRIES: dict[str, Entry] = {
         shared="-",
         local="n, w, inner state, `delay` messages",
         sends="degree x (size(params) + 4) a step",
-        when="one-way links; messages that arrive late",
+        when="one-way links; messages that arrive late, or compressed",
         paper="arXiv:1811.10792",
     ),
     "gradient_tracking": Entry(

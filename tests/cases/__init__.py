@@ -1,6 +1,6 @@
 """The catalogue as the laws run it: for every method its arguments, those of its twin, its branches."""
 
-from cases import asynchronous, decentralized, local_updates, synchronous
+from cases import asynchronous, compressed, decentralized, local_updates, synchronous
 from cases.base import Case as Case
 from cases.base import flat as flat
 from cases.base import loss as loss
@@ -12,6 +12,7 @@ CASES: dict[str, dict[str, Case]] = {
     **local_updates.CASES,
     **decentralized.CASES,
     **asynchronous.CASES,
+    **compressed.CASES,
 }
 
 ALL = [(name, label) for name, cases in CASES.items() for label in cases]

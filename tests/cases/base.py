@@ -44,7 +44,7 @@ def flat(tree):
 
 def loss(x, batch, key):
     """Half the quadratic form of the worker's own matrix at the distance to its own minimizer."""
-    r = jnp.concatenate(jax.tree.leaves(x)) - batch["b"]
+    r = jnp.concatenate(jax.tree.leaves(x)).astype(batch["b"].dtype) - batch["b"]
     return 0.5 * jnp.dot(r, jnp.dot(batch["A"], r)), {}
 
 

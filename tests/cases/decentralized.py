@@ -3,19 +3,24 @@
 import numpy as np
 import optax
 import twins
+from twins.compressed import scaled_sign, top
 
 import jaxdist as jd
 from cases.base import Case, over
 
 
-def _gossip(topology, order):
+def _gossip(topology, order, compressor=None, compress=None):
     def branch(t):
         period, ahead = topology(8).period, order == "combine_then_adapt"
         return None if period == 1 else f"case {(t + ahead) % period}"
 
     return Case(
-        make=lambda W: jd.gossip(optax.sgd(0.1, momentum=0.5), topology(W), order=order),
-        twin=lambda W: dict(inner=twins.momentum(0.1, 0.5), matrix=over(topology(W)), order=order),
+        make=lambda W: jd.gossip(
+            optax.sgd(0.1, momentum=0.5), topology(W), order=order, compressor=compressor
+        ),
+        twin=lambda W: dict(
+            inner=twins.momentum(0.1, 0.5), matrix=over(topology(W)), order=order, compress=compress
+        ),
         branch=branch,
     )
 
@@ -92,9 +97,12 @@ def _push_sum(topology, delay=0):
 
 def _tracking(topology, order):
     def branch(t):
-        # With adapt_then_combine there are two conditionals, whose rounds send alike in these cases.
         period = topology(8).period
-        return None if period == 1 else f"case {t % period}"
+        if period == 1:
+            return None
+        now, before = f"case {t % period}", f"case {(t - 1) % period}"
+        # With adapt_then_combine the tracker goes first, by the round of the step before.
+        return (before, now) if order == "adapt_then_combine" else now
 
     return Case(
         make=lambda W: jd.gradient_tracking(
@@ -131,12 +139,30 @@ CASES: dict[str, dict[str, Case]] = {
             "matrix": _row,
         }.items()
         if order == "adapt_then_combine" or name in ("one-peer", "matrix")
+    }
+    | {
+        f"signs, matching, {order}": _gossip(
+            lambda n: jd.topology.random_matching(n, 3, seed=0),
+            order,
+            jd.compress.sign(),
+            scaled_sign,
+        )
+        for order in ("adapt_then_combine", "combine_while_adapt")
     },
     "push_sum": {
         "one way": _push_sum(_directed),
         "one-way rounds": _push_sum(_directed_rounds),
         "one-way rounds, delay 3": _push_sum(_directed_rounds, delay=3),
         "one-peer, delay 1": _push_sum(jd.topology.one_peer_exponential, delay=1),
+        "one way, top_k": Case(
+            make=lambda W: jd.push_sum(
+                optax.sgd(0.1, momentum=0.5), _directed(W), compressor=jd.compress.top_k(0.4)
+            ),
+            twin=lambda W: dict(
+                inner=twins.momentum(0.1, 0.5), matrix=over(_directed(W)), compressor=top(2)
+            ),
+            recursion="compressed_push_sum",
+        ),
     },
     "gradient_tracking": {
         f"{name}, {order}": _tracking(topology, order)

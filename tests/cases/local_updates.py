@@ -3,6 +3,7 @@
 import numpy as np
 import optax
 import twins
+from twins.compressed import ef21, error_feedback, exchanged, gathered, scaled_sign, top
 
 import jaxdist as jd
 from cases.base import Case
@@ -35,8 +36,8 @@ def _block(*, momentum=None, **options):
     )
 
 
-def _streaming(fragments, groups, *, period=6, **options):
-    """Two or three parameters; `groups` are the coordinates of each fragment."""
+def _streaming(fragments, groups, *, period=6, compressed=(None, None), **options):
+    """Two or three parameters; `groups`: the coordinates of each fragment; `compressed`: a pair."""
     turn = period // len(groups)
 
     def sent(t):
@@ -50,6 +51,7 @@ def _streaming(fragments, groups, *, period=6, **options):
             optax.sgd(0.7, momentum=0.9, nesterov=True),
             period=period,
             fragments=fragments,
+            compressor=compressed[0],
             **options,
         ),
         twin=lambda W: dict(
@@ -57,6 +59,7 @@ def _streaming(fragments, groups, *, period=6, **options):
             outer=twins.momentum(0.7, 0.9, True),
             period=period,
             fragments=groups,
+            mean=compressed[1],
             **options,
         ),
         branch=sent,
@@ -119,12 +122,37 @@ CASES: dict[str, dict[str, Case]] = {
             ),
             branch=_every(4),
         ),
+        "ef21 of signs": Case(
+            make=lambda W: jd.diloco(
+                optax.sgd(0.1),
+                optax.sgd(0.7),
+                period=2,
+                compressor=jd.compress.ef21(jd.compress.sign()),
+            ),
+            twin=lambda W: dict(
+                inner=twins.sgd(0.1),
+                outer=twins.sgd(0.7),
+                period=2,
+                mean=ef21(exchanged(scaled_sign)),
+            ),
+            branch=lambda t: f"case {int((t + 1) % 2 == 0)}",
+        ),
     },
     "streaming_diloco": {
         "late, blended": _streaming(2, [[0, 3, 4], [1, 2]], delay=2, blend=0.4),
         "at once, three fragments": _streaming(3, [[0], [1, 2], [3, 4]]),
         "a fragment a step, by label": _streaming(
             ["b", "a", "b"], [[1, 2], [0, 3, 4]], period=2, delay=1, blend=0.5
+        ),
+        "late, error feedback of top_k": _streaming(
+            3,
+            [[0], [1, 2], [3, 4]],
+            delay=3,
+            blend=0.5,
+            compressed=(
+                jd.compress.error_feedback(jd.compress.top_k(0.5)),
+                error_feedback(gathered(top(1))),
+            ),
         ),
     },
     "federated": {

@@ -6,7 +6,7 @@ values of `twins.inner`, a mixing matrix is a function of the step, row = receiv
 leaves a choice, the docstring says which one was taken.
 """
 
-from . import asynchronous, gossip, local_updates, synchronous
+from . import asynchronous, compressed, gossip, local_updates, synchronous
 from .inner import Inner, adagrad, adam, momentum, sgd
 from .local_updates import fedprox, scaffold
 from .problem import Problem, Trace, quadratic
@@ -25,8 +25,12 @@ TWINS = {
     "streaming_diloco": local_updates.streaming_diloco,
     "federated": local_updates.federated,
     "elastic_averaging": local_updates.elastic_averaging,
+    "one_bit_adam": compressed.one_bit_adam,
+    "dgc": compressed.dgc,
+    "demo": compressed.demo,
     "gossip": gossip.gossip,
     "push_sum": gossip.push_sum,
+    "compressed_push_sum": compressed.push_sum,
     "gradient_tracking": gossip.gradient_tracking,
     "push_diging": gossip.push_diging,
     "exact_diffusion": gossip.exact_diffusion,

@@ -6,17 +6,23 @@ from .inner import begin, each
 from .problem import Trace, copies
 
 
-def gossip(problem, steps, x0, *, inner, matrix, order="adapt_then_combine"):
+def gossip(problem, steps, x0, *, inner, matrix, order="adapt_then_combine", compress=None):
     """Decentralised SGD in its three orders, M = matrix(t).
 
     adapt_then_combine: x' = M (x + u), g at x (diffusion; Chen & Sayed 2012).
     combine_then_adapt: y = M x, g at y, x' = y + u; points[t] = matrix(t) x_t.
     combine_while_adapt: x' = M x + u, g at x (D-PSGD; Lian et al. 2017).
     Readout is mean x.
+    compress: M h becomes h + M C(h) - C(h), C on every row. (Carli et al. 2010; Q2-G in Koloskova et
+    al. 2019.)
     """
 
+    def mixed(t, H):
+        Q = np.stack([compress(h) for h in H]) if compress else H
+        return H + matrix(t) @ Q - Q
+
     def point(t):
-        return matrix(t) @ X if order == "combine_then_adapt" else X
+        return mixed(t, X) if order == "combine_then_adapt" else X
 
     X = copies(problem, x0)
     states = begin(inner, X)
@@ -24,9 +30,9 @@ def gossip(problem, steps, x0, *, inner, matrix, order="adapt_then_combine"):
     for t in range(steps):
         U, states = each(inner, problem.gradient(t, point(t)), states, point(t))
         X = {
-            "adapt_then_combine": matrix(t) @ (X + U),
-            "combine_then_adapt": matrix(t) @ X + U,  # U was taken at matrix(t) @ X
-            "combine_while_adapt": matrix(t) @ X + U,  # U was taken at X
+            "adapt_then_combine": mixed(t, X + U),
+            "combine_then_adapt": mixed(t, X) + U,  # U was taken at matrix(t) @ X
+            "combine_while_adapt": mixed(t, X) + U,  # U was taken at X
         }[order]
         trace.record(point(t + 1), X.mean(0))
     return trace

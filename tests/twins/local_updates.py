@@ -79,11 +79,13 @@ def block_momentum(
     return trace
 
 
-def diloco(problem, steps, x0, *, inner, outer, period):
+def diloco(problem, steps, x0, *, inner, outer, period, mean=None):
     """Every period steps d = z - mean x goes as a gradient to outer on z, then x <- z.
 
     (Douillard et al. 2023, Algorithm 1.) The states of inner live on. Readout is z.
+    mean: another mean of the z - x_i, of twins.compressed.
     """
+    mean = mean(problem.workers, np.size(x0)) if mean else lambda D: D.mean(0)
     X, z = copies(problem, x0), np.array(x0, np.float64)
     states, outer_state = begin(inner, X), outer.init(z)
     trace = Trace.begin(X, z)
@@ -91,14 +93,16 @@ def diloco(problem, steps, x0, *, inner, outer, period):
         U, states = each(inner, problem.gradient(t, X), states, X)
         X = X + U
         if (t + 1) % period == 0:
-            u, outer_state = outer.update(z - X.mean(0), outer_state, z)
+            u, outer_state = outer.update(mean(z - X), outer_state, z)
             z = z + u
             X = copies(problem, z)
         trace.record(X, z)
     return trace
 
 
-def streaming_diloco(problem, steps, x0, *, inner, outer, period, fragments, delay=0, blend=0.0):
+def streaming_diloco(
+    problem, steps, x0, *, inner, outer, period, fragments, delay=0, blend=0.0, mean=None
+):
     """DiLoCo fragment by fragment, what was sent arriving late. (Douillard et al. 2025, Alg. 2.)
 
     fragments: F index arrays that partition the coordinates; F divides period; delay < period.
@@ -106,7 +110,8 @@ def streaming_diloco(problem, steps, x0, *, inner, outer, period, fragments, del
     s mod period = (p + 1) period / F mod period: with d = z - (mean x after the local update of
     step s - delay), z = z + outer(d), then x_i <- (1 - blend) z + blend x_i, all on fragment p,
     which has an outer state of its own. (As delay < period, fragment p of z is the same at
-    s - delay and just before s.)
+    s - delay and just before s.) mean: another mean of the z - x_i, as in diloco, one for each
+    fragment.
     Choice: where s - delay < 1 nothing was sent yet, and nothing is applied. Readout is z.
     """
     F = len(fragments)
@@ -114,15 +119,17 @@ def streaming_diloco(problem, steps, x0, *, inner, outer, period, fragments, del
     assert 0 <= delay < period
     X, z = copies(problem, x0), np.array(x0, np.float64)
     states, outer_states = begin(inner, X), [outer.init(z[f]) for f in fragments]
-    trace, means = Trace.begin(X, z), {}
+    trace, sent = Trace.begin(X, z), {}
+    means = [mean(len(X), len(f)) if mean else lambda D: D.mean(0) for f in fragments]
     for s in range(1, steps + 1):
         U, states = each(inner, problem.gradient(s - 1, X), states, X)
         X = X + U
-        means[s] = X.mean(0)
         for p, f in enumerate(fragments):
-            if s % period == (p + 1) * period // F % period and s - delay >= 1:
-                d = z[f] - means[s - delay][f]
-                u, outer_states[p] = outer.update(d, outer_states[p], z[f])
+            turn = (p + 1) * period // F % period
+            if (s + delay) % period == turn:
+                sent[p, s] = means[p](z[f] - X[:, f])
+            if s % period == turn and s - delay >= 1:
+                u, outer_states[p] = outer.update(sent[p, s - delay], outer_states[p], z[f])
                 z[f] = z[f] + u
                 X[:, f] = (1 - blend) * z[f] + blend * X[:, f]
         trace.record(X, z)

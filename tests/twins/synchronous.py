@@ -5,12 +5,16 @@ import numpy as np
 from .problem import Trace, copies
 
 
-def all_reduce(problem, steps, x0, *, inner):
-    """x' = x + inner(mean g): one optimiser on the mean gradient. (Goyal et al. 2017.)"""
+def all_reduce(problem, steps, x0, *, inner, mean=None):
+    """x' = x + inner(mean g): one optimiser on the mean gradient. (Goyal et al. 2017.)
+
+    mean: another mean, of twins.compressed.
+    """
+    mean = mean(problem.workers, np.size(x0)) if mean else lambda G: G.mean(0)
     x, state = np.array(x0, np.float64), inner.init(x0)
     trace = Trace.begin(copies(problem, x), x)
     for t in range(steps):
-        g = problem.gradient(t, copies(problem, x)).mean(0)
+        g = mean(problem.gradient(t, copies(problem, x)))
         u, state = inner.update(g, state, x)
         x = x + u
         trace.record(copies(problem, x), x)

@@ -1,0 +1,421 @@
+"""Compressed methods send what they declare, equal their exact counterparts, and converge with a memory."""
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import twins
+
+import jaxdist as jd
+from jaxdist import worker
+from jaxdist.compress import CATALOGUE
+
+W = 4
+C = jd.compress
+QUIET = twins.quadratic(W, 5, seed=1)
+
+
+def mesh_of(devices):
+    return jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("worker",))
+
+
+def end(algorithm, steps, *, data=QUIET, devices=1):
+    """How far the readout is from the minimiser after so many steps, in one scan."""
+    trainer = jd.execute(algorithm, cases.loss, workers=W, mesh=mesh_of(devices))
+    batch = {k: jnp.broadcast_to(v, (steps, *v.shape)) for k, v in data.arrays(0).items()}
+    state, _ = trainer.steps(trainer.init(jnp.ones(5)), batch)
+    return np.abs(np.asarray(trainer.readout(state)) - data.minimiser).max()
+
+
+def one_way(workers, *, move=1.0):
+    """Everybody to the next one, the first to a second one as well; `move`: how far from the identity."""
+    links = np.eye(workers) + np.roll(np.eye(workers), 1, 0)
+    links[workers // 2, 0] = 1
+    return jd.topology.from_matrix(
+        (1 - move) * np.eye(workers) + move * links / links.sum(0), name="one way"
+    )
+
+
+METHODS = {
+    "gossip": lambda c: jd.gossip(
+        optax.sgd(0.1), jd.topology.one_peer_exponential(8), compressor=c
+    ),
+    "push_sum": lambda c: jd.push_sum(optax.sgd(0.1), one_way(8), compressor=c),
+    "all_reduce": lambda c: jd.all_reduce(optax.sgd(0.1), compressor=c),
+    "diloco": lambda c: jd.diloco(optax.sgd(0.1), optax.sgd(0.7), period=3, compressor=c),
+    "streaming_diloco": lambda c: jd.streaming_diloco(
+        optax.sgd(0.1), optax.sgd(0.7), period=3, fragments=3, delay=2, compressor=c
+    ),
+}
+BRANCH = {
+    "gossip": lambda t: (f"case {t % 3}",),
+    "push_sum": lambda t: (),
+    "all_reduce": lambda t: (),
+    "diloco": lambda t: (f"case {int((t + 1) % 3 == 0)}",),
+    "streaming_diloco": lambda t: (f"case {(t + 2) % 3 + 1}",),
+}
+
+
+def sent(algorithm, params, loss):
+    trainer = jd.execute(algorithm, loss, workers=8, mesh=mesh_of(8))
+    batch = np.zeros((8, 1), np.float32)
+    lowered = trainer.compiled.lower(trainer.init(params), batch)
+    by_branch = jd.audit.bytes_by_branch(jd.audit.collectives(lowered))
+    by_branch[()] -= 4  # the loss that is reported
+    return by_branch
+
+
+def flat_loss(params, batch, key):
+    leaves = jax.tree.leaves(params)
+    return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in leaves) + batch.sum(), {}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_declared_bytes_are_those_of_the_program(method, name):
+    params = {"w": jnp.ones((7, 5)), "b": jnp.ones(3), "h": jnp.ones(6, jnp.bfloat16)}
+    algorithm = METHODS[method](CATALOGUE[name]())
+    by_branch = sent(algorithm, params, flat_loss)
+    with worker.counted(8):
+        for t in range(6):
+            own = BRANCH[method](t)
+            found = by_branch.get((), 0) + (by_branch.get(own, 0) if own else 0)
+            assert algorithm.sends(params, t) == found
+    if method == "gossip":
+        assert algorithm.sends(params, 0) == CATALOGUE[name]().bytes(params)
+
+
+def test_one_fragment_at_once_is_diloco_compressed_alike(x64):
+    compressor = C.error_feedback(C.sign())
+    one = jd.streaming_diloco(
+        optax.sgd(0.1), optax.sgd(0.7), period=2, fragments=1, compressor=compressor
+    )
+    both = jd.diloco(optax.sgd(0.1), optax.sgd(0.7), period=2, compressor=compressor)
+    data = twins.quadratic(W, 5, seed=1)
+    np.testing.assert_allclose(path(one, data), path(both, data), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["all_reduce", "gossip", "diloco", "push_sum"])
+def test_a_lossless_compressor_changes_nothing(x64, method):
+    data = twins.quadratic(8, 5, seed=1)
+    off, on = (path(METHODS[method](c), data) for c in (None, C.cast(jnp.float64)))
+    np.testing.assert_allclose(on, off, rtol=0, atol=1e-12)
+
+
+def path(algorithm, data, *, steps=8, devices=2):
+    trainer = jd.execute(algorithm, cases.loss, workers=data.workers, mesh=mesh_of(devices))
+    batch = {k: jnp.broadcast_to(v, (steps, *v.shape)) for k, v in data.arrays(0).items()}
+    state, metrics = trainer.steps(trainer.init(jnp.ones(5)), batch)
+    return np.concatenate([metrics["loss"], trainer.gradient_at(state).ravel()])
+
+
+MEMORIES = {
+    "top_k": C.top_k(0.3),
+    "sign": C.sign(),
+}
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_with_a_memory_all_reduce_settles_where_without_it_stalls(x64, name):
+    """The workers' gradients do not vanish at the minimiser of their mean; a stall is their compression."""
+    naive = C.contractive(MEMORIES[name])
+    rule = optax.sgd(0.05)
+    stalled = end(jd.all_reduce(rule, compressor=naive), 400)
+    owed = end(jd.all_reduce(rule, compressor=C.error_feedback(MEMORIES[name])), 400)
+    known = end(jd.all_reduce(rule, compressor=C.ef21(MEMORIES[name])), 400)
+    assert stalled > 0.02
+    assert owed < stalled / 3
+    assert known < 1e-4
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_with_a_memory_diloco_settles_where_without_it_stalls(x64, name):
+    naive = C.contractive(MEMORIES[name])
+
+    def made(compressor):
+        return jd.diloco(optax.sgd(0.02), optax.sgd(0.3), period=2, compressor=compressor)
+
+    exact = end(made(None), 1500)
+    stalled = end(made(naive), 1500)
+    owed = end(made(C.error_feedback(MEMORIES[name])), 1500)
+    known = end(made(C.ef21(MEMORIES[name])), 1500)
+    assert stalled > 0.02
+    assert owed < stalled / 3
+    assert abs(known - exact) < 1e-4
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_choco_settles_where_compressed_gossip_stalls(x64, name):
+    """Choco ends where it would without compression, every worker of it; gossip far from there."""
+    ring, rule = jd.topology.ring(W), optax.sgd(0.02)
+    exact = points(jd.gossip(rule, ring), 500)
+    stalled = points(jd.gossip(rule, ring, compressor=MEMORIES[name]), 500)
+    full = points(jd.choco(rule, ring, C.cast(jnp.float64), consensus_step=0.4), 500)
+    known = points(jd.choco(rule, ring, MEMORIES[name], consensus_step=0.4), 500)
+    assert np.abs(exact - QUIET.minimiser).max() < 0.03
+    assert np.abs(stalled - exact).max() > 0.3
+    np.testing.assert_allclose(known, full, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_push_sum_settles_where_it_would_without_compression(x64, name):
+    """And where the payloads alone, with no copies, stay far from it."""
+    way, rule = one_way(W, move=0.5), optax.sgd(0.02)
+    exact = points(jd.push_sum(rule, way), 1000)
+    known = points(jd.push_sum(rule, way, compressor=MEMORIES[name]), 1000)
+    np.testing.assert_allclose(known, exact, atol=1e-8)
+    A, compress = way.matrix(0), {"top_k": twins.compressed.top(2)}
+    n, w = np.ones((W, 5)), np.ones(W)
+    for _ in range(1000):
+        v = n - 0.02 * QUIET.gradient(0, n / w[:, None])
+        sent_now = twins.compressed.each_of(compress.get(name, twins.compressed.scaled_sign), v)
+        n, w = v - sent_now + A @ sent_now, A @ w
+    assert np.abs(n / w[:, None] - exact).max() > 0.3
+
+
+def test_compressed_push_sum_loses_nothing(x64):
+    """Its mean moves by the mean update, however coarse the payload is and wherever workers are."""
+    algorithm = jd.push_sum(optax.sgd(0.1), one_way(W, move=0.5), compressor=C.ternary())
+    trainer = jd.execute(algorithm, cases.loss, workers=W, mesh=mesh_of(2))
+    state = trainer.init(jnp.ones(5))
+    for t in range(20):
+        at, before = np.array(trainer.gradient_at(state)), np.array(trainer.readout(state))
+        state, _ = trainer.step(state, QUIET.arrays(t))
+        moved = before - 0.1 * QUIET.gradient(t, at).mean(0)
+        np.testing.assert_allclose(trainer.readout(state), moved, rtol=0, atol=1e-12)
+    assert np.ptp(at, axis=0).max() > 1e-2
+
+
+def test_rounding_moves_compressed_push_sum_by_less_than_a_last_place_a_step():
+    algorithm = jd.push_sum(optax.sgd(0.0), one_way(W), compressor=C.int8(4))
+    trainer = jd.execute(algorithm, cases.loss, workers=W, mesh=mesh_of(1))
+    batch = {
+        k: jnp.broadcast_to(v.astype(np.float32), (2000, *v.shape))
+        for k, v in QUIET.arrays(0).items()
+    }
+    state, _ = trainer.steps(trainer.init(jnp.linspace(0.1, 0.7, 5)), batch)
+    moved = np.abs(trainer.readout(state) / np.linspace(0.1, 0.7, 5) - 1)
+    assert moved.max() < 2000 * np.finfo(np.float32).eps
+
+
+def points(algorithm, steps):
+    """Where all workers are in the end."""
+    return path(algorithm, QUIET, steps=steps, devices=1)[steps:].reshape(W, 5)
+
+
+def test_choco_without_compression_is_gossip(x64):
+    ring, rule = jd.topology.ring(W), optax.sgd(0.1, momentum=0.5)
+    exact = path(jd.gossip(rule, ring), QUIET)
+    same = path(jd.choco(rule, ring, C.cast(jnp.float64), consensus_step=1.0), QUIET)
+    np.testing.assert_allclose(same, exact, rtol=0, atol=1e-12)
+
+
+def test_neighbors_copies_stay_those_of_their_owners(x64):
+    ring = jd.topology.ring(W)
+    algorithm = jd.choco(optax.sgd(0.1), ring, C.int4(4), consensus_step=0.3)
+    trainer = jd.execute(algorithm, cases.loss, workers=W, mesh=mesh_of(2))
+    state = trainer.init(jnp.ones(5))
+    for t in range(20):
+        state, _ = trainer.step(state, QUIET.arrays(t))
+    _, _, own, around = state.local
+    assert np.ptp(np.asarray(own), axis=0).min() > 1e-3
+    np.testing.assert_allclose(around, ring.matrix(0) @ np.asarray(own), atol=1e-12)
+
+
+def matrices(workers, *, seed=0):
+    """Quadratics of a 6 x 4 matrix and a bias, each worker with a target of its own."""
+    draw = np.random.default_rng(seed)
+    return {
+        "w": draw.normal(size=(workers, 6, 4)),
+        "b": draw.normal(size=(workers, 3)),
+        "curvature": draw.uniform(0.5, 1.5, size=(workers, 6, 4)),
+    }
+
+
+def matrix_loss(params, batch, key):
+    w = batch["curvature"] * (params["w"] - batch["w"]) ** 2
+    return 0.5 * (jnp.sum(w) + jnp.sum((params["b"] - batch["b"]) ** 2)), {}
+
+
+def low_rank_twin(data, steps, *, rate, rank, start, warm):
+    """PowerSGD written from the paper's Algorithms 1 and 2, one matrix and one vector, plain SGD."""
+    workers = len(data["w"])
+    w, b, q, e = np.ones((6, 4)), np.ones(3), warm, np.zeros_like(data["w"])
+    for t in range(steps):
+        g = data["curvature"] * (w - data["w"])
+        if t < start:
+            step = g.mean(0)
+        else:
+            m = g + e
+            p = np.linalg.qr(np.mean([m[i] @ q for i in range(workers)], 0))[0]
+            own = [m[i].T @ p for i in range(workers)]
+            q = np.mean(own, 0)
+            step = p @ q.T
+            e = np.stack([m[i] - p @ own[i].T for i in range(workers)])
+        w = w - rate * step
+        b = b - rate * (b - data["b"]).mean(0)
+    return w, b
+
+
+def low_rank_run(reducer, steps, *, devices=2, rate=0.1):
+    data = matrices(W)
+    algorithm = jd.all_reduce(optax.sgd(rate), reducer=reducer)
+    trainer = jd.execute(algorithm, matrix_loss, workers=W, mesh=mesh_of(devices))
+    state = trainer.init({"w": jnp.ones((6, 4)), "b": jnp.ones(3)})
+    # Copies: the state is donated.
+    warm = [np.array(q) for q in state.shared[2]] if reducer else []
+    batch = {k: jnp.broadcast_to(v, (steps, *v.shape)) for k, v in data.items()}
+    state, _ = trainer.steps(state, batch)
+    return trainer.readout(state), warm
+
+
+@pytest.mark.parametrize(("devices", "start"), [(1, 0), (4, 0), (2, 5)])
+def test_power_sgd_is_the_papers_recursion(x64, devices, start):
+    got, warm = low_rank_run(C.power_sgd(1, start=start), 12, devices=devices)
+    w, b = low_rank_twin(matrices(W), 12, rate=0.1, rank=1, start=start, warm=warm[0])
+    np.testing.assert_allclose(got["w"], w, atol=1e-10)
+    np.testing.assert_allclose(got["b"], b, atol=1e-10)
+
+
+def test_power_sgd_is_exact_until_its_start_and_converges_after_it(x64):
+    exact, _ = low_rank_run(None, 8)
+    same, _ = low_rank_run(C.power_sgd(1, start=8), 8)
+    np.testing.assert_allclose(same["w"], exact["w"], atol=1e-12)
+    data = matrices(W)
+    minimum = (data["curvature"] * data["w"]).mean(0) / data["curvature"].mean(0)
+    settled, _ = low_rank_run(C.power_sgd(1), 800, rate=0.05)
+    np.testing.assert_allclose(settled["w"], minimum, atol=1e-3)
+
+
+def test_power_sgd_sends_what_it_declares():
+    params = {"w": jnp.ones((6, 4)), "b": jnp.ones(3), "h": jnp.ones((8, 3, 3), jnp.bfloat16)}
+    for start in (0, 4):
+        algorithm = jd.all_reduce(optax.sgd(0.1), reducer=C.power_sgd(2, start=start))
+        by_branch = sent(algorithm, params, flat_loss)
+        for t in (0, 5):
+            branch = (f"case {int(t < start)}",) if start else ()
+            found = by_branch.get((), 0) + (by_branch[branch] if branch else 0)
+            assert algorithm.sends(params, t) == found
+    assert algorithm.sends(params, 5) == 4 * (2 * (6 + 4) + 3 + 2 * (8 + 9))
+
+
+def test_the_residual_follows_a_learning_rate_that_moves(x64, standard_promotion):
+    """With the schedule given, it is error feedback with the learning rate inside the residual."""
+
+    def rate(t):
+        return 0.1 * 0.8**t
+
+    top = C.top_k(0.4)
+    inside = np.ones(5)
+    owed = np.zeros((W, 5))
+    for t in range(9):
+        step = rate(t) * QUIET.gradient(0, np.tile(inside, (W, 1))) + owed
+        sent_now = twins.compressed.each_of(twins.compressed.top(2), step)
+        owed, inside = step - sent_now, inside - sent_now.mean(0)
+    ends = [
+        path_end(jd.all_reduce(optax.sgd(rate), compressor=c), 9)
+        for c in (C.error_feedback(top, learning_rate=rate), C.error_feedback(top))
+    ]
+    np.testing.assert_allclose(ends[0], inside, atol=1e-12)
+    assert np.abs(ends[1] - inside).max() > 1e-3
+
+
+def path_end(algorithm, steps):
+    trainer = jd.execute(algorithm, cases.loss, workers=W, mesh=mesh_of(2))
+    batch = {k: jnp.broadcast_to(v, (steps, *v.shape)) for k, v in QUIET.arrays(0).items()}
+    return np.asarray(trainer.readout(trainer.steps(trainer.init(jnp.ones(5)), batch)[0]))
+
+
+def test_the_random_ones_are_alike_on_lanes_and_devices(x64):
+    for algorithm in (
+        jd.all_reduce(optax.sgd(0.1), compressor=C.int8(4)),
+        jd.choco(optax.sgd(0.1), jd.topology.ring(W), C.random_k(0.4), consensus_step=0.3),
+    ):
+        one, two = (path(algorithm, QUIET, devices=d, steps=4) for d in (1, 4))
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-10)
+
+
+def test_private_draws_differ_between_workers_and_shared_ones_do_not():
+    trainer = jd.execute(
+        jd.choco(optax.sgd(0.0), jd.topology.ring(4), C.ternary(), consensus_step=0.5),
+        cases.loss,
+        workers=4,
+        mesh=mesh_of(2),
+    )
+    batch = {k: v.astype(np.float32) for k, v in QUIET.arrays(0).items()}
+    params = jnp.linspace(0.1, 1.0, 5)
+    state, _ = trainer.step(trainer.init(params), batch)
+    assert len(np.unique(np.asarray(state.local[2]), axis=0)) > 1
+    trainer = jd.execute(
+        jd.choco(optax.sgd(0.0), jd.topology.ring(4), C.random_k(0.4), consensus_step=0.5),
+        cases.loss,
+        workers=4,
+        mesh=mesh_of(2),
+    )
+    state, _ = trainer.step(trainer.init(params), batch)
+    assert len(np.unique(np.asarray(state.local[2]), axis=0)) == 1
+
+
+def test_one_bit_adam_is_adam_while_it_warms_up(x64, standard_promotion):
+    exact = path(jd.all_reduce(optax.adam(0.05)), QUIET)
+    same = path(jd.one_bit_adam(0.05, warmup_steps=20), QUIET)
+    np.testing.assert_allclose(same, exact, atol=1e-10)
+
+
+RING, SGD = jd.topology.ring(4), optax.sgd(0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: jd.gossip(SGD, RING, compressor=C.ef21(C.sign())), "jd.choco"),
+        (lambda: jd.gossip(SGD, RING, compressor="sign"), "write for example jd.compress.top_k"),
+        (
+            lambda: jd.all_reduce(SGD, compressor=C.power_sgd(2)),
+            "write reducer=jd.compress.power_sgd",
+        ),
+        (lambda: jd.all_reduce(SGD, compressor=C.sign(), reducer=C.power_sgd(2)), "write either"),
+        (lambda: jd.all_reduce(SGD, compressor=3), "jd.compress.error_feedback"),
+        (lambda: jd.diloco(SGD, SGD, period=2, compressor=3), "jd.compress.top_k"),
+        (
+            lambda: jd.choco(
+                SGD, jd.topology.one_peer_exponential(8), C.sign(), consensus_step=0.1
+            ),
+            "write jd.topology.exponential(8)",
+        ),
+        (lambda: jd.choco(SGD, RING, C.sign(), consensus_step=0), "less for a coarser compressor"),
+        (lambda: C.error_feedback(C.ef21(C.sign())), "give it jd.compress.sign()"),
+        (lambda: C.error_feedback(C.sign(), learning_rate=0.1), "leave it out"),
+        (lambda: C.power_sgd(0), "at least 1"),
+        (lambda: jd.one_bit_adam(0.1, warmup_steps=0), "at least 1"),
+        (lambda: jd.dgc(0.1, ratio=2), "at most 1"),
+        (lambda: jd.demo(SGD, chunk=4), "from 1 to 4"),
+        (lambda: jd.sign_majority(SGD, RING), "no use for"),
+        (lambda: jd.push_sum(SGD, RING, compressor=C.sign(), delay=1), "write delay=0"),
+        (lambda: jd.push_sum(SGD, RING, compressor=C.ef21(C.sign())), "jd.compress.sign() itself"),
+        (
+            lambda: jd.push_sum(SGD, jd.topology.one_peer_exponential(8), compressor=C.sign()),
+            "write jd.topology.exponential(8)",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_refused_with_the_line_to_write(make, said):
+    with pytest.raises(ValueError, match=said.replace("(", r"\(").replace(")", r"\)")):
+        make()
+
+
+def test_bytes_that_depend_on_the_number_of_workers_ask_for_it():
+    with pytest.raises(ValueError, match="with jd.worker.counted"):
+        jd.all_reduce(SGD, compressor=C.sign()).sends(jnp.ones(5), 0)
+
+
+def test_a_gradient_that_is_not_a_number_reaches_everybody():
+    batch = {k: v.astype(np.float32) for k, v in QUIET.arrays(0).items()}
+    batch["b"][1, 2] = np.nan
+    for compressor in (C.int8(4), C.top_k(0.4), C.random_k(0.4), C.error_feedback(C.sign())):
+        algorithm = jd.all_reduce(optax.sgd(0.1), compressor=compressor)
+        trainer = jd.execute(algorithm, cases.loss, workers=W, mesh=mesh_of(2))
+        state, _ = trainer.step(trainer.init(jnp.ones(5)), batch)
+        assert np.isnan(trainer.readout(state)).all(), compressor
