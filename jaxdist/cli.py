@@ -165,7 +165,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     folder = _run_of(options)
     with watchdog.watching(cluster.place) as watch:
         # JAX must join the other processes before a config makes its first array.
-        if not cluster.join():
+        if not cluster.join() and not fail_fast.supervised():
             return _train_here(options, rest, folder, watch)
         with fail_fast.leaving(_code, who=cluster.place, now=watch.now, folder=folder):
             _train_here(options, rest, folder, watch)

@@ -61,15 +61,14 @@ def _leave(
         "message": str(error),
         "traceback": text,
     }
-    supervised = os.environ.get(ERRORS)
-    if supervised:
-        _keep(Path(supervised, f"{process}.json"), record)
+    if supervised():
+        _keep(Path(os.environ[ERRORS], f"{process}.json"), record)
     if code not in REFUSED:
         if folder.is_dir():
             _keep(folder / ERROR, record)
-        if not supervised:
+        if not supervised():
             print(tagged(record), file=sys.stderr)
-    elif process == 0 or code == 1:
+    elif process == 0:
         print(f"jaxdist: {' '.join(str(error).split())}", file=sys.stderr)
     else:
         print(f"[process {process}] {' '.join(str(error).split())}", file=sys.stderr)
@@ -79,6 +78,11 @@ def _leave(
         # The others end when the coordinator does: they may first say what they refuse.
         time.sleep(1.0)
     os._exit(code)
+
+
+def supervised() -> bool:
+    """Whether somebody looks at exit codes and shows the error."""
+    return bool(os.environ.get(ERRORS))
 
 
 def tagged(record: dict) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdist import fault_plan
+from jaxdist import fail_fast, fault_plan
 
 STUCK = 75  # the exit code of a process that waited too long
 STATUS = "status"  # the folder, inside a run's, of what its processes say of themselves
@@ -81,8 +81,8 @@ def watching(who: Callable[[], tuple[int, int]]) -> Iterator[Watch]:
     """Inside, the thread runs.
 
     Args:
-      who: `who()` -> the number of this process, and how many there are. Of several it says lines on the
-        error stream, and ends one that is stuck.
+      who: `who()` -> the number of this process, and how many there are. Of several, or of one that is
+        supervised, it says lines on the error stream, and ends one that is stuck.
 
     Example:
       >>> with watching(lambda: (0, 1)) as watch:
@@ -102,6 +102,9 @@ def watching(who: Callable[[], tuple[int, int]]) -> Iterator[Watch]:
         spent[now["phase"]] += instant - now["since"]
         now.update(phase=phase, step=step, since=instant)
         fault_plan.meet(plan, who()[0], phase, step)
+
+    def aloud() -> bool:
+        return who()[1] > 1 or fail_fast.supervised()
 
     def say(line: str) -> None:
         print(f"[process {who()[0]}] {line}", file=sys.stderr, flush=True)
@@ -138,7 +141,7 @@ def watching(who: Callable[[], tuple[int, int]]) -> Iterator[Watch]:
             if instant - at >= 2.0:
                 rate, at, past = max(step - past, 0) / (instant - at), instant, step
             write(rate)
-            if who()[1] == 1:
+            if not aloud():
                 continue
             # This one needs no interpreter lock, which a stuck extension may hold.
             faulthandler.dump_traceback_later(patience + 30, exit=True)
@@ -167,6 +170,6 @@ def watching(who: Callable[[], tuple[int, int]]) -> Iterator[Watch]:
     finally:
         over.set()
         thread.join()
-        if who()[1] > 1:
+        if aloud():
             faulthandler.cancel_dump_traceback_later()
         write(0.0)

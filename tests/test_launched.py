@@ -225,3 +225,32 @@ def test_a_folder_has_one_supervisor_and_names_it(tmp_path):
     finally:
         first.kill()
         first.communicate()
+
+
+@pytest.mark.slow
+def test_one_supervised_process_is_started_again_too(tmp_path):
+    config, folder = runs.small(tmp_path), tmp_path / "run"
+    process = runs.launch(config, folder, processes=1, plan="raise:0@data=17")
+    code, _, err = runs.ended(process)
+    assert code == 0, err
+    assert "[process 0] RuntimeError: a fault of the plan, in phase data of step 17" in err
+    assert "restart 1 from step 14" in err
+    assert runs.lines(folder)[-1]["step"] == 40
+
+
+@pytest.mark.slow
+def test_reproducible_losses_are_those_of_one_process_with_as_many_devices(tmp_path):
+    config = tmp_path / "fixed.py"
+    config.write_text(runs.SMALL.replace("seed=seed,\n        eval", "reproducible=True, eval"))
+    assert "reproducible=True" in config.read_text()
+    code, _, err = runs.ended(runs.launch(str(config), tmp_path / "two"))
+    assert code == 0, err
+    alone = runs.start(
+        "train", str(config), "--workdir", str(tmp_path / "one"), JAX_NUM_CPU_DEVICES="2", NPROC="4"
+    )
+    code, out, err = runs.ended(alone)
+    assert code == 0, err
+    assert "on 2 x cpu" in out
+    losses = [[line["loss"] for line in runs.lines(tmp_path / name)] for name in ("one", "two")]
+    assert len(losses[0]) == 40
+    assert losses[0] == losses[1]
