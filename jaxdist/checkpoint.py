@@ -14,15 +14,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import multihost_utils
 
-from jaxdist import manifest, stored_arrays
+from jaxdist import cluster, manifest, stored_arrays
 from jaxdist.algorithms.base import check_period
 
 PyTree = Any
 
 # Orbax names so what it has not committed; what is being deleted is called the same.
 UNFINISHED = ".orbax-checkpoint-tmp"
+# Holds the number of the step that is being saved, from before Orbax begins until the manifest is there:
+# a step of that number without a manifest was cut short by a kill, and never was a checkpoint.
+SAVING = "saving"
 
 
 class Restored(NamedTuple):
@@ -84,22 +86,24 @@ def save(
             f"extra and the names of all leaves exceed {manifest.JSON_BYTES} bytes of JSON"
         )
     path = root / str(step)
-    exists = path.exists()
+    exists = path.exists() and path != _cut_short(root)
     if exists and not manifest.fault(path):
         raise ValueError(f"step {step} is in {root} already, intact, and is not overwritten")
-    _agree("found")
+    cluster.barrier("found", step)
     if jax.process_index() == 0:
         root.mkdir(parents=True, exist_ok=True)
         _clean(root)
         if exists:
             path.rename(_unused(path))
-    _agree("cleaned")
+        (root / SAVING).write_text(str(step), "utf-8")
+    cluster.barrier("cleaned", step)
     try:
         saved = stored_arrays.write(root, step, leaves, about)
         if not saved or not path.is_dir():
             raise OSError("Orbax did not write it")
         if jax.process_index() == 0:
             manifest.write(path)
+            (root / SAVING).unlink()
     except (OSError, ValueError, RuntimeError) as error:
         raise OSError(_full(root, step, leaves, error)) from error
     if jax.process_index() == 0 and keep is not None:
@@ -110,7 +114,7 @@ def save(
         for old in mine[:-keep]:
             gone = (root / str(old)).rename(root / f"{old}{UNFINISHED}")
             shutil.rmtree(gone)
-    _agree("saved")
+    cluster.barrier("saved", step)
 
 
 def restore(
@@ -169,7 +173,8 @@ def restore(
 def steps(directory: str | os.PathLike[str]) -> list[int]:
     """The committed steps in a directory, oldest first, intact or not."""
     root = _root(directory)
-    names = [p.name for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
+    gone = _cut_short(root)
+    names = [p.name for p in root.iterdir() if p.is_dir() and p != gone] if root.is_dir() else []
     return sorted(int(n) for n in names if n.isascii() and n.isdecimal() and n == str(int(n)))
 
 
@@ -186,11 +191,6 @@ def _full(root: Path, step: int, leaves: list[tuple[str, Any]], error: Exception
         f"step {step} was not saved in {root}: {manifest.line(error)}. It needs {needed:,} bytes and there "
         f"are {free} free; make room and write --resume auto, there are steps {steps(root)}"
     )
-
-
-def _agree(where: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"jaxdist.checkpoint {where}")
 
 
 def _check_values(leaves: list[tuple[str, Any]]) -> None:
@@ -248,7 +248,19 @@ def _check_fits(step: int, saved: list[Any], wanted: list[Any]) -> None:
                 raise ValueError(f"step {step}: {name} has {what} {a}, and {b} is expected")
 
 
+def _cut_short(root: Path) -> Path | None:
+    """The step whose save a kill cut short after Orbax had committed it."""
+    try:
+        step = root / (root / SAVING).read_text("utf-8")
+    except OSError:
+        return None
+    named = step.name.isascii() and step.name.isdecimal() and step.parent == root
+    return step if named and step.is_dir() and not (step / manifest.MANIFEST).exists() else None
+
+
 def _clean(root: Path) -> None:
+    if gone := _cut_short(root):
+        shutil.rmtree(gone.rename(gone.with_name(f"{gone.name}{UNFINISHED}")))
     for path in root.iterdir():
         if UNFINISHED in path.name and path.name.split(".")[0].isdecimal() and path.is_dir():
             shutil.rmtree(path)

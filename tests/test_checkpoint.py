@@ -336,3 +336,23 @@ def test_numbers_that_are_none_are_refused(two_steps, tmp_path, step, keep):
 def test_a_bucket_is_not_taken_for_a_path(two_steps):
     with pytest.raises(ValueError, match="no path of a file system"):
         checkpoint.save("gs://bucket/run", 1, two_steps[1])
+
+
+def test_a_save_killed_before_its_manifest_never_was_a_checkpoint(tmp_path, monkeypatch):
+    def killed(path):
+        raise KeyboardInterrupt
+
+    state = state_of()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write_manifest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, 7, state)
+    assert (tmp_path / "7").is_dir()
+    assert checkpoint.steps(tmp_path) == []
+    assert checkpoint.restore(tmp_path, state) is None
+    checkpoint.save(tmp_path, 7, state)
+    assert_same(checkpoint.restore(tmp_path, state).state, state)
+    # What lost its manifest afterwards is damaged, and is not forgotten.
+    (tmp_path / "7" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="step 7 refused"):
+        checkpoint.restore(tmp_path, state)
