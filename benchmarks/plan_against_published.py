@@ -56,6 +56,8 @@ weak scaling: computing time over step time.
 - An exchange is hidden only where the compiled program can hide it: `order="combine_while_adapt"` or
   `delay` of `jd.push_sum`, on a graph that does not vary (`tests/test_ahead_of_time.py`). An all-reduce is
   never hidden, though XLA can be told to: for synchronous methods the prediction errs to the slow side.
+- `sharded_all_reduce` is charged for the reduce-scatter that it asks for. Compiled for v5e and v5p it was an
+  all-reduce, with which it sends half as much again (`docs/overlap.md`).
 - A ring of gossip through several slices leaves each by one chip, whose part of the data-centre network is
   then the bottleneck; methods that average within slices first are better off.
 

@@ -69,6 +69,25 @@ def test_it_is_all_reduce_for_every_elementwise_rule(standard_promotion, name):
     )
 
 
+def test_workers_spread_over_devices_and_a_pmap_of_ones_own_give_the_same(standard_promotion):
+    rule, scales = optax.adam(0.05), np.linspace(0.5, 2, 4, dtype=np.float32)
+    _, expected = end(jd.all_reduce(rule), workers=4, devices=1, steps=1)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("worker", "fsdp"))
+    trainer = jd.execute(jd.sharded_all_reduce(rule), loss, workers=4, mesh=mesh)
+    state, _ = trainer.step(trainer.init(start()), scales)
+    inner = jd.as_optax(jd.sharded_all_reduce(rule))
+
+    def step(scale):
+        params = start()
+        grads = jax.grad(lambda params: loss(params, scale, None)[0])(params)
+        updates, _ = inner.update(grads, inner.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    mapped = jax.pmap(step, axis_name="worker", devices=jax.devices()[:4])(scales)
+    for own in (trainer.readout(state), jax.tree.map(lambda x: x[3], mapped)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), own, expected)
+
+
 def test_buckets_do_not_change_what_arrives():
     ends = [
         end(jd.sharded_all_reduce(optax.sgd(0.01)), workers=4, devices=4, bucket_bytes=size)[1]

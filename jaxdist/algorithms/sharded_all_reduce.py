@@ -59,7 +59,8 @@ def sharded_all_reduce(inner: optax.GradientTransformation, *others: Never) -> A
 
     Communication:
       Per step one reduce-scatter of size(params) bytes, in at least float32, and one all-gather of
-      size(params) / W bytes out of every worker, both filled up.
+      size(params) / W bytes out of every worker, both filled up. A TPU's compiler may make an all-reduce
+      of the former (docs/overlap.md).
 
     Example:
       >>> import jaxdist as jd
