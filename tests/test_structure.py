@@ -52,7 +52,7 @@ FLOORS = {
     "elapsed": 6,
     "executor": 7,
     "plan": 7,
-    "manifest": 7,
+    "manifest": 6,
     "run_folder": 7,
     "stored_arrays": 7,
     "checkpoint": 8,
