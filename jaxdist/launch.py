@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdist import fail_fast, fault_plan, watchdog
+from jaxdist import fail_fast, fault_plan, frozen, watchdog
 
 EVENTS = "supervisor.jsonl"
 LOCK = "supervisor.lock"
@@ -83,29 +83,27 @@ def launch(
             event("start", restarts=restarts, step=saved)
             end = _life(command, folder, processes, devices_per_process, restarts, came)
             step = newest(folder)
-            event(_word(end, came), cause=end.cause, step=step, restarts=restarts)
-            if end.told:
-                _say(end.told)
-            if end.code == 0 or came or not end.again:
-                return end.code
-            if end.same is not None and end.same == before:
-                _say(
-                    f"jaxdist launch: {end.cause}: the same error at the same step twice, given up"
-                )
-                return end.code
+            word = "stopped" if came else "failed" if end.code else "done"
+            event(word, cause=end.cause, step=step, restarts=restarts)
             failures = 1 if step > saved else failures + 1
-            saved, before = max(step, saved), end.same
-            if failures > max_restarts:
-                _say(
-                    f"jaxdist launch: {end.cause}; given up after {failures} failures without a new "
-                    f"checkpoint (--max-restarts {max_restarts})"
+            why = ""
+            if end.same is not None and end.same == before:
+                why = "the same error at the same step twice"
+            elif failures > max_restarts:
+                why = (
+                    f"{failures} failures without a new checkpoint (--max-restarts {max_restarts})"
                 )
+            if why or end.code == 0 or came or not end.again:
+                # The traceback comes last, where it is looked for.
+                _say(why and f"jaxdist launch: {end.cause}; given up: {why}", end.told)
                 return end.code
+            saved, before = max(step, saved), end.same
             pause = min(FIRST_PAUSE_SECONDS * 2 ** (failures - 1), LONGEST_PAUSE_SECONDS)
             restarts += 1
             _say(
+                end.told,
                 f"jaxdist launch: {end.cause}; restart {restarts} from "
-                f"{f'step {step}' if step >= 0 else 'the beginning'} in {pause:.1f} s"
+                f"{f'step {step}' if step >= 0 else 'the beginning'} in {pause:.1f} s",
             )
             until = time.monotonic() + pause
             while time.monotonic() < until and not came:
@@ -114,17 +112,8 @@ def launch(
                 return 128 + came[0]
 
 
-def _word(end: End, came: list[int]) -> str:
-    return "stopped" if came else "failed" if end.code else "done"
-
-
 def _life(
-    command: Sequence[str],
-    folder: Path,
-    processes: int,
-    devices: int,
-    restarts: int,
-    came: list[int],
+    command: Sequence[str], folder: Path, processes: int, devices: int, life: int, came: list[int]
 ) -> End:
     """Starts all processes, waits for all or for the first that fails, and leaves none."""
     with contextlib.suppress(OSError):
@@ -133,9 +122,9 @@ def _life(
         port, children = _free_port(), []
         try:
             for process in range(processes):
-                given = _environment(process, processes, devices, restarts, port, errors)
+                given = _environment(process, processes, devices, life, port, errors)
                 children.append(_start(command, given))
-            return _wait(children, Path(errors), came)
+            return _wait(children, folder, Path(errors), came)
         finally:
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
@@ -143,8 +132,11 @@ def _life(
                 child.wait()
 
 
-def _wait(children: list[subprocess.Popen[bytes]], errors: Path, came: list[int]) -> End:
+def _wait(
+    children: list[subprocess.Popen[bytes]], folder: Path, errors: Path, came: list[int]
+) -> End:
     passed = 0
+    look = frozen.watcher(folder, [child.pid for child in children])
     while True:
         codes = [child.poll() for child in children]
         if len(came) > passed:
@@ -158,6 +150,9 @@ def _wait(children: list[subprocess.Popen[bytes]], errors: Path, came: list[int]
             return End(0, "done", False)
         if any(codes):
             return _end(children, codes, errors, came)
+        if (process := look()) is not None:
+            silence = f"no sign of life for {frozen.FROZEN_SECONDS:.0f} s"
+            return End(watchdog.STUCK, f"process {process} is frozen: {silence}", True)
         time.sleep(LOOK_SECONDS)
 
 
@@ -292,5 +287,7 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _say(*texts: str) -> None:
+    print(
+        *[text for text in texts if text], sep="\n", end="\n" if any(texts) else "", file=sys.stderr
+    )

@@ -157,6 +157,8 @@ def claim(
             f"--workdir {folder} has {free:,} bytes free and three checkpoints need {needed:,}: "
             "choose another folder"
         )
+    if jax.process_index() == 0:
+        (folder / ERROR).unlink(missing_ok=True)
     if check(folder, keywords=keywords, source=source) or jax.process_index() != 0:
         return
     record = {

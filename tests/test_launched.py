@@ -105,9 +105,9 @@ def test_an_error_in_one_process_ends_all_at_once_and_its_traceback_is_last(tmp_
     assert code == 70
     name, step = phase.split("=")
     last = err.strip().split("\n")
-    assert "the same error at the same step twice, given up" in last[-1]
+    assert "given up: the same error at the same step twice" in err
     assert (
-        last[-2] == f"[process 1] RuntimeError: a fault of the plan, in phase {name} of step {step}"
+        last[-1] == f"[process 1] RuntimeError: a fault of the plan, in phase {name} of step {step}"
     )
     assert f"[process 1] failed in phase {name} of step {step}" in last
     told = runs.json.loads((folder / "error.json").read_text())
@@ -211,7 +211,7 @@ def test_it_gives_up_after_failures_without_a_new_checkpoint(tmp_path):
     )  # fmt: skip
     code, _, err = runs.ended(process)
     assert code == 128 + signal.SIGKILL
-    assert "given up after 2 failures without a new checkpoint" in err
+    assert "given up: 2 failures without a new checkpoint" in err
 
 
 def test_a_folder_has_one_supervisor_and_names_it(tmp_path):
@@ -254,3 +254,22 @@ def test_reproducible_losses_are_those_of_one_process_with_as_many_devices(tmp_p
     losses = [[line["loss"] for line in runs.lines(tmp_path / name)] for name in ("one", "two")]
     assert len(losses[0]) == 40
     assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_a_process_that_stops_for_a_while_goes_on_and_one_for_ever_is_replaced(whole, tmp_path):
+    config, folder = whole[0], tmp_path / "run"
+    process = runs.launch(config, folder, plan="stop:1@data=9,stop:1@data=20,stop:0@data=30/1")
+
+    def stopped(number):
+        """The pid of a process that has said nothing for five seconds."""
+        found = [s for s in runs.statuses(folder) if s["process"] == number]
+        return [s["pid"] for s in found if 5 < time.time() - s["time"] < 90 and s["step"] >= 9]
+
+    (pid,) = runs.until(lambda: stopped(1))
+    os.kill(pid, signal.SIGCONT)
+    code, _, err = runs.ended(process, seconds=250)
+    assert code == 0, err
+    assert err.count("process 1 is frozen: no sign of life for 30 s; restart 1") == 1, err
+    assert err.count("process 0 is frozen: no sign of life for 30 s; restart 2") == 1, err
+    assert same_as(whole, folder)
