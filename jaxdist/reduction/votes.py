@@ -1,0 +1,53 @@
+"""The sign that most workers have, counted in parts and sent in bits."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdist import buckets, worker
+from jaxdist.compress import bits
+from jaxdist.reduction.base import PyTree
+
+
+def majority(tree: PyTree) -> PyTree:
+    """The sign that most workers' numbers have, +1 or -1; 0 counts as +1, and so does a tie.
+
+    Args:
+      tree: this worker's arrays.
+
+    Returns:
+      A pytree like `tree`, the same for every worker.
+
+    Communication:
+      See `majority_bytes`: every worker counts the votes on its part.
+    """
+    workers = worker.count()
+    leaves, structure = jax.tree.flatten(tree)
+    votes = []
+    for x in leaves:
+        ballots = (x.ravel() >= 0).astype(jnp.uint8)
+        rest = 8 * workers * _ballot_bytes(x) - x.size
+        votes.append(bits.pack(jnp.pad(ballots, (0, rest)), bits=1).reshape(workers, -1))
+    buffers, restore = buckets.pack(votes, leading=1)
+    won = []
+    for packed in restore(worker.exchange(buffers)):
+        ballots = bits.unpack(packed.ravel(), bits=1, size=8 * packed.size).reshape(workers, -1)
+        won.append(
+            bits.pack((2 * ballots.sum(0, dtype=jnp.int32) >= workers).astype(jnp.uint8), bits=1)
+        )
+    buffers, restore = buckets.pack(won)
+    results = []
+    for packed, x in zip(restore(worker.gather(buffers)), leaves, strict=True):
+        positive = bits.unpack(packed.ravel(), bits=1, size=x.size).reshape(x.shape) > 0
+        results.append(jnp.where(positive, jnp.ones((), x.dtype), -jnp.ones((), x.dtype)))
+    return jax.tree.unflatten(structure, results)
+
+
+def majority_bytes(tree: PyTree) -> int:
+    """What `majority` makes one worker hand to the network: a bit a number, and its part once more."""
+    return (worker.count() + 1) * sum(_ballot_bytes(x) for x in jax.tree.leaves(tree))
+
+
+def _ballot_bytes(x: Any) -> int:
+    return -(-x.size // (8 * worker.count()))
