@@ -35,6 +35,8 @@ class Experiment:
       save_every: steps between two checkpoints; there is one at the end besides.
       resident: keep all examples on every device, where a step takes its own from; the batches are the
         same bit for bit. The stream must be a `jd.data.Stream` whose examples fit.
+      reproducible: fix the order of every sum over workers: the same run bit for bit on any number of
+        processes. Costs a gather in place of each reduction.
       clock: how long gradients take, for `simulated_seconds` in the metrics of a synchronous method.
       network: what messages cost in simulated seconds; needs a clock.
 
@@ -56,6 +58,7 @@ class Experiment:
     evaluate_every: int = 100
     save_every: int = 200
     resident: bool = False
+    reproducible: bool = False
     clock: Clock | None = None
     network: Network | None = None
 
@@ -87,6 +90,7 @@ def trainer_of(
         workers=experiment.workers,
         mesh=mesh,
         seed=experiment.seed,
+        reproducible=experiment.reproducible,
         finite=finite,
         clock=experiment.clock,
         network=experiment.network,

@@ -8,6 +8,8 @@ checkpoints/      the newest two, and their checksums
 events/           for TensorBoard, where tensorboardX is installed
 run.png           loss and accuracy, drawn at the end
 lock              who writes to it now
+status/           what each process is doing, and what their supervisor did
+error.json        the error that ended the last try; gone when a later one begins
 """
 
 import contextlib
@@ -23,8 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+
+from jaxdist import cluster
+from jaxdist.fail_fast import ERROR
+from jaxdist.watchdog import STATUS
+
+from jaxdist.manifest import JSON_BYTES
 
 LOCK = "lock"
 RECORD = "experiment.json"
@@ -45,12 +51,12 @@ def locked(folder: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         refused = None
-        if jax.process_index() == 0:
+        if cluster.place()[0] == 0:
             try:
                 held.enter_context(_lock(folder))
             except ValueError as error:
                 refused = error
-        if jax.process_count() > 1:
+        if cluster.place()[1] > 1:
             _agree(folder, refused)
         elif refused:
             raise refused
@@ -59,11 +65,11 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _agree(folder: Path, refused: ValueError | None) -> None:
     """All processes hear what the first one was refused, and whether all see its folder."""
-    if multihost_utils.broadcast_one_to_all(np.int32(refused is not None)):
-        raise refused or ValueError(f"--workdir {folder} was refused to process 0, which says why")
-    sees = multihost_utils.process_allgather(np.int32((folder / LOCK).exists()))
-    if not sees.all():
-        blind = ", ".join(map(str, np.flatnonzero(sees == 0)))
+    if reason := cluster.everyone("lock", refused and str(refused))[0]:
+        raise ValueError(reason)
+    sees = cluster.everyone("folder", (folder / LOCK).exists())
+    if not all(sees):
+        blind = ", ".join(str(process) for process, seen in enumerate(sees) if not seen)
         raise ValueError(
             f"--workdir {folder} of process 0 is not seen by process {blind}: expected one folder for "
             "all hosts; write one that all of them mount"
@@ -126,7 +132,7 @@ def check(folder: Path, *, keywords: dict[str, Any], source: str) -> bool:
 
 def _others(folder: Path) -> list[str]:
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(name for name in names if name not in (LOCK, SOURCE))
+    return sorted(name for name in names if name not in (LOCK, SOURCE, STATUS, ERROR))
 
 
 def claim(
@@ -151,6 +157,8 @@ def claim(
             f"--workdir {folder} has {free:,} bytes free and three checkpoints need {needed:,}: "
             "choose another folder"
         )
+    if jax.process_index() == 0:
+        (folder / ERROR).unlink(missing_ok=True)
     if check(folder, keywords=keywords, source=source) or jax.process_index() != 0:
         return
     record = {
@@ -172,12 +180,17 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
       ValueError: the folder holds no run.
     """
+    file = folder / RECORD
     try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
-    except (OSError, ValueError):
+        if file.stat().st_size > JSON_BYTES:
+            raise ValueError(
+                f"{file} has {file.stat().st_size} bytes, at most {JSON_BYTES} are read"
+            )
+        record = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         raise ValueError(f"{folder} holds no run: expected a folder with {RECORD}") from None
     if not isinstance(record, dict) or not {"config", "keywords", "source"} <= record.keys():
-        raise ValueError(f"{folder / RECORD} was not written by jaxdist")
+        raise ValueError(f"{file} was not written by jaxdist")
     return record
 
 

@@ -53,6 +53,7 @@ def test_what_a_run_leaves(finished):
     config, folder = finished
     assert sorted(p.name for p in folder.iterdir()) == [
         "checkpoints", "config.py.txt", "events", "experiment.json", "lock", "metrics.jsonl", "run.png",
+        "status",
     ]  # fmt: skip
     record = json.loads((folder / "experiment.json").read_text())
     assert record["config"] == config

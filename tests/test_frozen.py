@@ -1,0 +1,27 @@
+"""A process that writes no status is frozen; one that has ended, or is another's, is not."""
+
+import json
+import time
+
+from jaxdist import frozen
+
+
+def write(folder, process, **more):
+    (folder / "status").mkdir(exist_ok=True)
+    line = {"pid": 10 + process, "phase": "step", "time": time.time(), **more}
+    (folder / "status" / f"{process}.json").write_text(json.dumps(line))
+
+
+def test_only_a_living_process_that_is_silent_is_frozen(tmp_path):
+    look = frozen.watcher(tmp_path, [10, 11, 12, 13], seconds=0.2)
+    assert look() is None
+    for process in range(4):
+        write(tmp_path, process)
+    write(tmp_path, 1, phase="end")
+    write(tmp_path, 2, pid=99)  # what an earlier life left
+    assert look() is None
+    time.sleep(0.3)
+    write(tmp_path, 0)
+    assert look() == 3
+    write(tmp_path, 3)
+    assert look() is None
