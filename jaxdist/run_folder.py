@@ -28,9 +28,8 @@ import jax
 
 from jaxdist import cluster
 from jaxdist.fail_fast import ERROR
-from jaxdist.watchdog import STATUS
-
 from jaxdist.manifest import JSON_BYTES
+from jaxdist.watchdog import STATUS
 
 LOCK = "lock"
 RECORD = "experiment.json"
