@@ -1,5 +1,7 @@
 """The laws every method of the catalogue must obey, whatever its file says."""
 
+import functools
+
 import cases
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,21 @@ from jaxdist.algorithms.base import bytes_sent
 from jaxdist.catalogue import CATALOGUE
 
 EVERY = pytest.mark.parametrize(("name", "label"), cases.ALL)
-# One case a method for the laws that compile much.
-ONE_EACH = pytest.mark.parametrize(
-    ("name", "label"), [(name, next(iter(own))) for name, own in cases.CASES.items()]
-)
+# One case a method for the laws that compile more, one method a family for one that does so twice;
+# the others are in the slow lane.
+FIRST = [(name, next(iter(own))) for name, own in cases.CASES.items()]
+FAMILIES = [one for one in FIRST if any(one[0] == next(iter(family)) for family in cases.FAMILIES)]
+
+
+def by_default(these, those=()):
+    """Parameters: these by default, those that are not among them in the slow lane."""
+    slow = [pytest.param(*one, marks=pytest.mark.slow) for one in those if one not in these]
+    return pytest.mark.parametrize(("name", "label"), [*these, *slow])
+
+
+ONE_EACH = by_default(FIRST)
+ONE_EACH_FIRST = by_default(FIRST, cases.ALL)
+ONE_A_FAMILY_FIRST = by_default(FAMILIES, FIRST)
 
 
 def mesh_of(devices):
@@ -32,11 +45,27 @@ def batch(data, t, dtype):
     return {k: v.astype(dtype) for k, v in data.arrays(t).items()}
 
 
+@functools.cache
+def _shared(name, label, workers, devices, x64):
+    make = cases.case(name, label).make
+    return jd.execute(make(workers), cases.loss, workers=workers, mesh=mesh_of(devices))
+
+
+def shared_trainer(name, label, *, workers, devices):
+    """A trainer that several laws use, so that its step is compiled once for all of them."""
+    return _shared(name, label, workers, devices, jax.config.jax_enable_x64)
+
+
 def trajectory(algorithm, data, *, devices, steps, dtype=np.float64, parts=(), **options):
     """Points and readouts before every step, and the trainer."""
     trainer = jd.execute(
         algorithm, cases.loss, workers=data.workers, mesh=mesh_of(devices), **options
     )
+    return *follow(trainer, data, steps=steps, dtype=dtype, parts=parts), trainer
+
+
+def follow(trainer, data, *, steps, dtype=np.float64, parts=()):
+    """Points and readouts before every step."""
     state = trainer.init(cases.start(data.dimension, dtype, parts=parts))
     points, readouts = [], []
     for t in range(steps + 1):
@@ -44,14 +73,13 @@ def trajectory(algorithm, data, *, devices, steps, dtype=np.float64, parts=(), *
         readouts.append(cases.flat(trainer.readout(state)))
         if t < steps:
             state, _ = trainer.step(state, batch(data, t, dtype))
-    return np.stack(points), np.stack(readouts), trainer
+    return np.stack(points), np.stack(readouts)
 
 
-def check_twin(name, label, *, workers=6, devices=3, steps=13):
-    data, case = problem(workers), cases.case(name, label)
-    points, readouts, _ = trajectory(
-        case.make(workers), data, devices=devices, steps=steps, parts=case.parts
-    )
+def check_twin(name, label, trainer, *, steps):
+    workers, case = trainer.workers, cases.case(name, label)
+    data = problem(workers)
+    points, readouts = follow(trainer, data, steps=steps, parts=case.parts)
     twin = twins.TWINS[case.recursion or name](
         data, steps, np.ones(data.dimension), **case.twin(workers)
     )
@@ -68,12 +96,12 @@ def test_every_method_has_a_case_and_a_twin_and_a_public_name():
 
 @EVERY
 def test_equals_its_dense_matrix_recursion(x64, name, label):
-    check_twin(name, label)
+    check_twin(name, label, shared_trainer(name, label, workers=6, devices=3), steps=13)
 
 
-@EVERY
+@ONE_EACH_FIRST
 def test_equals_its_dense_matrix_recursion_with_a_device_each(x64, name, label):
-    check_twin(name, label, workers=8, devices=8, steps=9)
+    check_twin(name, label, shared_trainer(name, label, workers=8, devices=8), steps=9)
 
 
 def alone(monkeypatch):
@@ -106,15 +134,14 @@ def test_laws_fail_where_workers_do_not_communicate(x64, monkeypatch, name, labe
     alone(monkeypatch)
     # Wrong numbers, or (a per-worker value in the shared room) refused while tracing.
     with pytest.raises((AssertionError, ValueError, TypeError)):
-        check_twin(name, label, steps=8)
+        check_twin(name, label, _shared.__wrapped__(name, label, 6, 3, True), steps=8)
 
 
-@ONE_EACH
-def test_lanes_are_devices_in_float64(x64, name, label):
+def check_lanes_are_devices(name, label, *, layouts, steps):
     data, case = problem(24), cases.case(name, label)
     first, *others = (
-        trajectory(case.make(24), data, devices=devices, steps=30, parts=case.parts)[:2]
-        for devices in (1, 2, 3, 4, 6, 8)
+        trajectory(case.make(24), data, devices=devices, steps=steps, parts=case.parts)[:2]
+        for devices in layouts
     )
     for other in others:
         np.testing.assert_allclose(other[0], first[0], rtol=0, atol=1e-10)
@@ -122,6 +149,18 @@ def test_lanes_are_devices_in_float64(x64, name, label):
     assert np.ptp(first[0][0], axis=0).max() == 0  # all start alike
 
 
+@ONE_EACH
+def test_lanes_are_devices_in_float64(x64, name, label):
+    check_lanes_are_devices(name, label, layouts=(1, 8), steps=10)
+
+
+@pytest.mark.slow
+@ONE_EACH
+def test_lanes_are_devices_in_float64_on_any_layout(x64, name, label):
+    check_lanes_are_devices(name, label, layouts=(1, 2, 3, 4, 6, 8), steps=30)
+
+
+@pytest.mark.slow
 @ONE_EACH
 def test_lanes_are_devices_in_float32(name, label):
     data, case = problem(24), cases.case(name, label)
@@ -133,7 +172,7 @@ def test_lanes_are_devices_in_float32(name, label):
         np.testing.assert_allclose(other, runs[0], rtol=1e-5, atol=1e-5)
 
 
-@ONE_EACH
+@ONE_A_FAMILY_FIRST
 def test_reproducible_is_bit_for_bit_on_devices_in_another_order(name, label):
     data, case = problem(8), cases.case(name, label)
     ends = []
@@ -147,10 +186,10 @@ def test_reproducible_is_bit_for_bit_on_devices_in_another_order(name, label):
     assert np.array_equal(*ends)
 
 
-@EVERY
+@ONE_EACH_FIRST
 def test_compiles_once_and_keeps_its_types(name, label):
     data, case = problem(8), cases.case(name, label)
-    trainer = jd.execute(case.make(8), cases.loss, workers=8)
+    trainer = shared_trainer(name, label, workers=8, devices=8)
     state = trainer.init(cases.start(parts=case.parts))
     types = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state)
     for t in range(7):
@@ -164,7 +203,7 @@ def test_compiles_once_and_keeps_its_types(name, label):
 @ONE_EACH
 def test_a_scan_of_steps_is_the_steps(x64, name, label):
     data, case = problem(6), cases.case(name, label)
-    trainer = jd.execute(case.make(6), cases.loss, workers=6, mesh=mesh_of(2))
+    trainer = shared_trainer(name, label, workers=6, devices=3)
     one, many = (trainer.init(cases.start(parts=case.parts)) for _ in range(2))
     losses = []
     for t in range(7):
@@ -177,10 +216,10 @@ def test_a_scan_of_steps_is_the_steps(x64, name, label):
     np.testing.assert_allclose(*ends, rtol=0, atol=1e-12)
 
 
-@EVERY
+@ONE_EACH_FIRST
 def test_a_state_saved_as_arrays_and_put_back_goes_on_identically(name, label):
     data, case = problem(8), cases.case(name, label)
-    trainer = jd.execute(case.make(8), cases.loss, workers=8)
+    trainer = shared_trainer(name, label, workers=8, devices=8)
     state = trainer.init(cases.start(parts=case.parts))
     for t in range(3):
         state, _ = trainer.step(state, batch(data, t, np.float32))
@@ -208,7 +247,7 @@ def check_bytes(name, label, *, dtype=None):
     data, case = problem(8), cases.case(name, label)
     algorithm = case.make(8)
     params = cases.start(dtype=dtype, parts=case.parts)
-    trainer = jd.execute(algorithm, cases.loss, workers=8)
+    trainer = shared_trainer(name, label, workers=8, devices=8)
     lowered = trainer.compiled.lower(trainer.init(params), batch(data, 0, np.float32))
     found = jd.audit.collectives(lowered)
     always = sum(c.bytes for c in found if not c.branch)
@@ -228,7 +267,7 @@ def test_a_worker_waits_at_the_steps_at_which_something_is_sent(name, label):
     case = cases.case(name, label)
     algorithm, params = case.make(8), cases.start(parts=case.parts)
     if algorithm.waits is None:  # it has a clock of its own, and reports simulated seconds itself
-        trainer = jd.execute(algorithm, cases.loss, workers=8)
+        trainer = shared_trainer(name, label, workers=8, devices=8)
         given = batch(problem(8), 0, np.float32)
         _, metrics = jax.eval_shape(trainer.compiled, trainer.init(params), given)
         assert metrics["simulated_seconds"].shape == ()
@@ -238,16 +277,18 @@ def test_a_worker_waits_at_the_steps_at_which_something_is_sent(name, label):
         assert meets == (bytes_sent(algorithm, params, t, workers=8) > 0)
 
 
-def same_path(one, other, *, workers, steps=20):
+def check_same_path(algorithms, *, workers, steps=20):
     data = problem(workers)
-    runs = [trajectory(make, data, devices=2, steps=steps) for make in (one, other)]
-    np.testing.assert_allclose(runs[0][1], runs[1][1], rtol=0, atol=1e-10)
+    first, *others = (trajectory(one, data, devices=2, steps=steps)[1] for one in algorithms)
+    for other in others:
+        np.testing.assert_allclose(other, first, rtol=0, atol=1e-10)
 
 
 def test_what_is_all_reduce_with_full_communication_equals_it(x64):
     rule = optax.sgd(0.1)
     complete = jd.topology.complete(6)
-    for algorithm in (
+    algorithms = (
+        jd.all_reduce(rule),
         jd.gossip(rule, complete),
         jd.gossip(rule, complete, order="combine_then_adapt"),
         jd.push_sum(rule, complete),
@@ -260,8 +301,8 @@ def test_what_is_all_reduce_with_full_communication_equals_it(x64):
         jd.federated(rule, local_steps=1),
         jd.slow_momentum(rule, period=1, learning_rate=0.1, slow_momentum=0.0),
         jd.block_momentum(rule, period=1, momentum=0.0),
-    ):
-        same_path(algorithm, jd.all_reduce(rule), workers=6)
+    )
+    check_same_path(algorithms, workers=6)
 
 
 @pytest.mark.parametrize(
@@ -308,46 +349,57 @@ def test_the_workers_mean_follows_the_mean_update(x64):
 def test_local_sgd_can_average_its_memory(x64):
     data, rule = problem(6), optax.sgd(0.1, momentum=0.9)
     averaged = jd.local_sgd(rule, period=1, memory="averaged")
-    same_path(averaged, jd.all_reduce(rule), workers=6)
+    check_same_path((averaged, jd.all_reduce(rule)), workers=6)
     kept = trajectory(jd.local_sgd(rule, period=4), data, devices=2, steps=9)[1]
     other = trajectory(jd.local_sgd(rule, period=4, memory="averaged"), data, devices=2, steps=9)[1]
     assert np.abs(kept - other).max() > 1e-3
 
 
+RULES = {
+    "adam": optax.adam(0.05),
+    "lion": optax.lion(0.05),
+    "adamw": optax.adamw(optax.cosine_decay_schedule(0.1, 20)),
+    "clip": optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
+    "finite": optax.apply_if_finite(optax.sgd(0.1), 3),
+    "dog": optax.contrib.dog(1.0),
+    "multi": optax.MultiSteps(optax.sgd(0.1), 2),
+    "adafactor": optax.adafactor(0.05),
+    "inject": optax.inject_hyperparams(optax.sgd)(learning_rate=0.1),
+    "lbfgs": optax.lbfgs(0.1, linesearch=None),
+}
+AROUND = {
+    "all_reduce": jd.all_reduce,
+    "gossip": lambda rule: jd.gossip(rule, jd.topology.ring(4)),
+    "push_sum": lambda rule: jd.push_sum(rule, jd.topology.exponential(4)),
+    "gradient_tracking": lambda rule: jd.gradient_tracking(rule, jd.topology.ring(4)),
+    "diloco": lambda rule: jd.diloco(rule, optax.sgd(0.7), period=2),
+}
+
+
 @pytest.mark.parametrize(
-    "rule",
+    ("rule", "around"),
     [
-        optax.adam(0.05),
-        optax.lion(0.05),
-        optax.adamw(optax.cosine_decay_schedule(0.1, 20)),
-        optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
-        optax.apply_if_finite(optax.sgd(0.1), 3),
-        optax.contrib.dog(1.0),
-        optax.MultiSteps(optax.sgd(0.1), 2),
-        optax.adafactor(0.05),
-        optax.inject_hyperparams(optax.sgd)(learning_rate=0.1),
-        optax.lbfgs(0.1, linesearch=None),
+        # By default every rule in one method, and every method around one rule.
+        (rule, around)
+        if around == "gossip" or rule == "adam"
+        else pytest.param(rule, around, marks=pytest.mark.slow)
+        for rule in RULES
+        for around in AROUND
     ],
-    ids=["adam", "lion", "adamw", "clip", "finite", "dog", "multi", "adafactor", "inject", "lbfgs"],
 )
-def test_any_optax_rule_runs_inside_alike_on_lanes_and_devices(x64, standard_promotion, rule):
-    data = problem(4)
-    for algorithm in (
-        jd.all_reduce(rule),
-        jd.gossip(rule, jd.topology.ring(4)),
-        jd.push_sum(rule, jd.topology.exponential(4)),
-        jd.gradient_tracking(rule, jd.topology.ring(4)),
-        jd.diloco(rule, optax.sgd(0.7), period=2),
-    ):
-        ends = [trajectory(algorithm, data, devices=d, steps=4)[1] for d in (1, 4)]
-        np.testing.assert_allclose(ends[0], ends[1], rtol=0, atol=1e-9)
+def test_any_optax_rule_runs_inside_alike_on_lanes_and_devices(
+    x64, standard_promotion, rule, around
+):
+    data, algorithm = problem(4), AROUND[around](RULES[rule])
+    ends = [trajectory(algorithm, data, devices=d, steps=4)[1] for d in (1, 4)]
+    np.testing.assert_allclose(ends[0], ends[1], rtol=0, atol=1e-9)
 
 
-def test_a_line_search_over_all_workers_reaches_the_minimum_on_any_layout(x64, standard_promotion):
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow), 4])
+def test_a_line_search_over_all_workers_reaches_the_minimum(x64, standard_promotion, devices):
     data = twins.quadratic(4, 5, seed=3)
-    for devices in (1, 2, 4):
-        readouts = trajectory(jd.all_reduce(optax.lbfgs()), data, devices=devices, steps=15)[1]
-        np.testing.assert_allclose(readouts[-1], data.minimiser, atol=1e-7)
+    readouts = trajectory(jd.all_reduce(optax.lbfgs()), data, devices=devices, steps=15)[1]
+    np.testing.assert_allclose(readouts[-1], data.minimiser, atol=1e-7)
 
 
 def test_added_noise_differs_between_workers(standard_promotion):

@@ -7,13 +7,10 @@ from cases.base import loss as loss
 from cases.base import over as over
 from cases.base import start as start
 
-CASES: dict[str, dict[str, Case]] = {
-    **synchronous.CASES,
-    **local_updates.CASES,
-    **decentralized.CASES,
-    **asynchronous.CASES,
-    **compressed.CASES,
-}
+FAMILIES = [
+    module.CASES for module in (synchronous, local_updates, decentralized, asynchronous, compressed)
+]
+CASES: dict[str, dict[str, Case]] = {k: own for family in FAMILIES for k, own in family.items()}
 
 ALL = [(name, label) for name, cases in CASES.items() for label in cases]
 
