@@ -30,13 +30,19 @@ def methods() -> dict[str, jd.Algorithm]:
     """What is compared; a method that is added here is a row of the table."""
     sgd, ring = optax.sgd(RATE), jd.topology.ring(WORKERS)
     one_peer, tree = jd.topology.one_peer_exponential(WORKERS), jd.topology.tree(WORKERS)
+    lazy = jd.topology.from_matrix(0.5 * np.eye(WORKERS) + 0.5 * ring.matrix(0))
+    links = np.eye(WORKERS) + np.roll(np.eye(WORKERS), 1, 0)
+    links[3, 0] = links[1, 6] = 1  # columns sum to one, rows do not
+    one_way = jd.topology.from_matrix(links / links.sum(0))
     return {
         "gossip, ring": jd.gossip(sgd, ring),
         "gossip, one-peer": jd.gossip(sgd, one_peer),
         "push_sum, one-peer": jd.push_sum(sgd, one_peer),
         "gradient_tracking, ring": jd.gradient_tracking(sgd, ring),
         "gradient_tracking, one-peer": jd.gradient_tracking(sgd, one_peer),
+        "gradient_tracking, one way": jd.gradient_tracking(sgd, one_way),
         "exact_diffusion, ring": jd.exact_diffusion(sgd, ring),
+        "d2, lazy ring": jd.d2(sgd, lazy),
         "extra, ring": jd.extra(sgd, ring),
         "quasi_global_momentum, ring": jd.quasi_global_momentum(RATE, ring, momentum=0.5),
         "decentlam, ring": jd.decentlam(RATE, ring, momentum=0.5),

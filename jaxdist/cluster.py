@@ -1,10 +1,24 @@
-"""Joining the other processes of a job, where there are any."""
+"""Joining the other processes of a job, and agreeing with them through its coordinator.
 
+The coordinator's key-value store and barriers work before there is a device, on the host, with a time
+limit each. Its client is not public in JAX; `client` is the only place that names it.
+"""
+
+import json
 import os
+import socket
+import time
+from collections import Counter
+from typing import Any
 
 import jax
+from jax._src import distributed
 
 LOOPBACK = ("127.", "localhost", "[::1]")
+SECONDS = 600.0  # how long others are waited for
+ADDRESS, START = "JAX_COORDINATOR_ADDRESS", "JAXDIST_START_SECONDS"
+# How often a name was used: all processes use the same names in the same order.
+_used: Counter[str] = Counter()
 
 
 def join() -> bool:
@@ -12,22 +26,28 @@ def join() -> bool:
 
     JAX finds out where it runs; elsewhere `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
     `JAX_PROCESS_ID` say it. Call it before anything else of JAX. A coordinator on the loopback
-    address listens there only.
+    address listens there only. `JAXDIST_START_SECONDS` bounds the wait for the others (300).
 
     Returns:
       Whether there are other processes.
 
     Raises:
-      ValueError: one of these variables is no number.
-      RuntimeError: from JAX, if the others can not be reached within five minutes.
+      ValueError: one of these variables is no number, or the coordinator's port is in use.
+      RuntimeError: from JAX, if the others can not be reached in that time.
     """
-    given = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    given = os.environ.get(ADDRESS, "")
+    mine = _number("JAX_PROCESS_ID")
+    seconds = _number(START)
+    if mine == 0 and given.startswith(LOOPBACK):
+        _check_free(given)
     try:
         jax.distributed.initialize(
             # JAX itself reads the address from the environment, but not these two.
             num_processes=_number("JAX_NUM_PROCESSES"),
-            process_id=_number("JAX_PROCESS_ID"),
+            process_id=mine,
             coordinator_bind_address=given if given.startswith(LOOPBACK) else None,
+            initialization_timeout=300 if seconds is None else seconds,
+            shutdown_timeout_seconds=60,
         )
     except (ValueError, RuntimeError) as error:
         # Nobody to join; or this process has used JAX already, and so is on its own.
@@ -35,7 +55,91 @@ def join() -> bool:
         if not any(reason in str(error) for reason in alone):
             raise
         return False
-    return jax.process_count() > 1
+    # Not jax.process_count(): devices are looked for together, and that hangs where counts differ.
+    return distributed.global_state.num_processes > 1
+
+
+def client() -> Any:
+    """The coordinator's client.
+
+    Raises:
+      RuntimeError: this process has joined nobody.
+    """
+    found = distributed.global_state.client
+    if found is None:
+        raise RuntimeError("there is no coordinator: cluster.join() has joined nobody")
+    return found
+
+
+def place() -> tuple[int, int]:
+    """The number of this process and how many there are, without looking for devices."""
+    state = distributed.global_state
+    return (0, 1) if state.client is None else (state.process_id, state.num_processes)
+
+
+def everyone(name: str, value: Any, *, seconds: float = SECONDS) -> list[Any]:
+    """What every process has to say, on every process: one JSON value each, in their order.
+
+    Process 0 gathers and publishes, so all see the same, even where they disagree on how many they are.
+
+    Args:
+      name: of what; all call with the same names in the same order.
+      value: what this process says.
+      seconds: how long to wait.
+
+    Returns:
+      One value for each process; None for one that said nothing in that time.
+    """
+    mine, count = place()
+    if count == 1:
+        return [value]
+    _used[name] += 1
+    key = f"jaxdist/{name}/{_used[name]}"
+    store = client()
+    if mine:
+        store.key_value_set(f"{key}/{mine}", json.dumps(value))
+        return json.loads(store.blocking_key_value_get(f"{key}/all", int(1000 * (seconds + 30))))
+    end = time.monotonic() + seconds
+    said = [value, *[_said(f"{key}/{i}", end) for i in range(1, count)]]
+    store.key_value_set(f"{key}/all", json.dumps(said))
+    return said
+
+
+def barrier(name: str, step: int, *, seconds: float = SECONDS) -> None:
+    """Returns when every process is here, at this step.
+
+    Raises:
+      RuntimeError: from JAX, if one is not, in that time.
+    """
+    if place()[1] > 1:
+        name = f"jaxdist {name} step {step}"
+        _used[name] += 1
+        client().wait_at_barrier(f"{name} {_used[name]}", int(1000 * seconds))
+
+
+def _said(key: str, end: float) -> Any:
+    left = max(end - time.monotonic(), 0.001)
+    try:
+        return json.loads(client().blocking_key_value_get(key, int(1000 * left) + 1))
+    except RuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        return None
+
+
+def _check_free(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host.strip("[]"), int(port)))
+    except OSError as error:
+        raise ValueError(
+            f"{ADDRESS}={address}: {error.strerror}: port {port} is not free; write another port"
+        ) from None
+    except ValueError:
+        raise ValueError(f"{ADDRESS}={address!r}: expected host:port") from None
 
 
 def _number(variable: str) -> int | None:

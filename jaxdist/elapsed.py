@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdist.algorithms.base import Algorithm, Params, State, bytes_sent
+from jaxdist.algorithms.base import Algorithm, Params, Resize, State, bytes_sent
 from jaxdist.clock import Clock, duration, later
 from jaxdist.network import Network
 
@@ -81,7 +81,16 @@ def timed(algorithm: Algorithm, clock: Clock, network: Network | None = None) ->
         now, lag, rest = state.shared[1]
         return {**own, "simulated_seconds": now + (lag.max() + rest)}
 
-    active = algorithm.active
+    active, resize = algorithm.active, algorithm.resize
+
+    def resized(state: State, fresh: State) -> State:
+        assert resize is not None
+        new = resize.rule(inside(state), inside(fresh))
+        now, lag, rest = state.shared[1]
+        # All begin together, when the last of those before them had finished.
+        elapsed = Elapsed(now + lag.max(), fresh.shared[1].lag, rest)
+        return State(new.step, (new.shared, elapsed), new.local)
+
     return Algorithm(
         init=init,
         gradient_at=lambda state: algorithm.gradient_at(inside(state)),
@@ -90,6 +99,7 @@ def timed(algorithm: Algorithm, clock: Clock, network: Network | None = None) ->
         active=None if active is None else lambda state: active(inside(state)),
         sends=algorithm.sends,
         report=report,
+        resize=None if resize is None else Resize(resized, resize.says),
     )
 
 

@@ -65,6 +65,7 @@ class Trainer(NamedTuple):
       place: `place(batch)` puts a batch on the devices, as `step` does by itself.
       workers: how many workers.
       mesh: the devices they run on.
+      algorithm: how the workers agree.
     """
 
     init: Callable[[Params], State]
@@ -78,6 +79,7 @@ class Trainer(NamedTuple):
     place: Callable[[PyTree], PyTree]
     workers: int
     mesh: Mesh
+    algorithm: Algorithm
 
 
 def execute(
@@ -231,7 +233,7 @@ def execute(
             said.update(layout.annotations(params, sharding))
         verify.check_rooms(algorithm, params, workers=workers, mesh=mesh, over_workers=over_workers)
         where = layout.shardings(params, mesh, said=said, rule=rule, local=False)
-        return start(jax.device_put(params, where))
+        return start(jax.tree.map(_spread, params, where))
 
     def lower(params: Params, batch: PyTree) -> Any:
         shapes = jax.eval_shape(verify.as_params, params)
@@ -296,14 +298,25 @@ def execute(
 
     def evaluate(state: State, metric: Callable[..., Any], batch: PyTree) -> Evaluation:
         everywhere = NamedSharding(mesh, PartitionSpec())
-        batch = jax.tree.map(lambda x: jax.device_put(x, everywhere), batch)
+        batch = jax.tree.map(lambda x: _spread(x, everywhere), batch)
         return Evaluation(
             metric_of_readout(metric, readout(state), batch),
             metric_of_workers(state, metric, batch),
         )
 
     return Trainer(
-        init, step, steps, points_of, readout, evaluate, compiled, lower, place, workers, mesh
+        init,
+        step,
+        steps,
+        points_of,
+        readout,
+        evaluate,
+        compiled,
+        lower,
+        place,
+        workers,
+        mesh,
+        algorithm,
     )
 
 
@@ -327,9 +340,16 @@ def _at(shapes: PyTree, where: PyTree) -> Any:
 def _put(x: Any, mesh: Mesh, *, leading: int, spread: bool) -> jax.Array:
     """Puts a leaf `[..., workers, examples, ...]` where its workers are."""
     where = _where(x, mesh, leading=leading, spread=spread)
-    if where.is_fully_addressable or isinstance(x, jax.Array):
+    if isinstance(x, jax.Array):
         return jax.device_put(x, where)
-    # Several processes: each reads its own workers' rows only; the others' need not be there.
+    return _spread(x, where)
+
+
+def _spread(x: Any, where: Any) -> jax.Array:
+    """Puts a value on the devices of all processes; each reads only what its own devices get."""
+    if where.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
+        return jax.device_put(x, where)
+    # Here device_put would first send the value around, to compare what the processes hold.
     return jax.make_array_from_callback(np.shape(x), where, lambda rows: np.asarray(x)[rows])
 
 

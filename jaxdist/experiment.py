@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
+from jax.sharding import Mesh
 
-from jaxdist import feed
+from jaxdist import feed, run_folder
 from jaxdist.algorithms.base import Algorithm, check_period
 from jaxdist.clock import Clock
+from jaxdist.executor import Trainer, execute
 from jaxdist.network import Network
 from jaxdist.tasks.base import Task
 
@@ -33,6 +35,8 @@ class Experiment:
       save_every: steps between two checkpoints; there is one at the end besides.
       resident: keep all examples on every device, where a step takes its own from; the batches are the
         same bit for bit. The stream must be a `jd.data.Stream` whose examples fit.
+      reproducible: fix the order of every sum over workers: the same run bit for bit on any number of
+        processes. Costs a gather in place of each reduction.
       clock: how long gradients take, for `simulated_seconds` in the metrics of a synchronous method.
       network: what messages cost in simulated seconds; needs a clock.
 
@@ -54,6 +58,7 @@ class Experiment:
     evaluate_every: int = 100
     save_every: int = 200
     resident: bool = False
+    reproducible: bool = False
     clock: Clock | None = None
     network: Network | None = None
 
@@ -67,6 +72,29 @@ class Experiment:
             )
         if self.resident:
             feed.check_resident(self.task.stream)
+
+
+def trainer_of(
+    experiment: Experiment, *, mesh: Mesh | None = None, finite: bool = False
+) -> Trainer:
+    """What runs an experiment: to train it, to read its checkpoints, to look at its step.
+
+    Args:
+      experiment: which.
+      mesh: the devices; None: as many of all devices as divide its workers.
+      finite: report which values are finite, see `jd.execute`.
+    """
+    return execute(
+        experiment.algorithm,
+        experiment.task.loss_fn,
+        workers=experiment.workers,
+        mesh=mesh,
+        seed=experiment.seed,
+        reproducible=experiment.reproducible,
+        finite=finite,
+        clock=experiment.clock,
+        network=experiment.network,
+    )
 
 
 class Config(NamedTuple):
@@ -128,6 +156,22 @@ def read(
             f"{path}: experiment() returned {type(experiment).__name__}, no Experiment"
         )
     return Config(experiment, called, file.read_text("utf-8"), file)
+
+
+def read_again(folder: Path) -> Config:
+    """The config of a run, from where it was when the run began, never from the copy in the folder.
+
+    Raises:
+      ValueError: the folder holds no run, or the config's text is not what it was.
+    """
+    record = run_folder.read_record(folder)
+    config = read(record["config"], keywords=record["keywords"])
+    if config.source != record["source"]:
+        raise ValueError(
+            f"{record['config']} has changed since {folder} was made from it; put back the text of "
+            f"{folder / run_folder.SOURCE}, and write what is new into another file"
+        )
+    return config
 
 
 def _command_line(build: Callable[..., Any], path: str, arguments: Sequence[str]) -> None:

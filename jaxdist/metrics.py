@@ -5,13 +5,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -71,6 +72,8 @@ def recording(folder: Path, *, begin: int, steps: int) -> Iterator[Recorder]:
         def sync() -> None:
             lines.flush()
             os.fsync(lines.fileno())
+            if not (folder / run_folder.METRICS).exists():
+                raise OSError(f"{folder} is gone, and the run with it: it was removed while it ran")
 
         yield Recorder(write, sync)
 
@@ -110,9 +113,16 @@ def evaluate(
 def fetch(metrics: PyTree, trainer: Trainer) -> PyTree:
     """The metrics of a step as NumPy arrays, all of them on every process."""
     if jax.process_count() > 1:
-        everywhere = NamedSharding(trainer.mesh, PartitionSpec())
-        metrics = jax.tree.map(jax.jit(lambda x: x, out_shardings=everywhere), metrics)
+        # Only what is not everywhere already: each such leaf is one more message.
+        metrics = jax.tree.map(
+            lambda x: x if x.is_fully_replicated else _everywhere(x, trainer.mesh), metrics
+        )
     return jax.device_get(metrics)
+
+
+@partial(jax.jit, static_argnums=1)
+def _everywhere(x: jax.Array, mesh: Mesh) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
 
 
 @jax.jit

@@ -8,6 +8,8 @@ checkpoints/      the newest two, and their checksums
 events/           for TensorBoard, where tensorboardX is installed
 run.png           loss and accuracy, drawn at the end
 lock              who writes to it now
+status/           what each process is doing, and what their supervisor did
+error.json        the error that ended the last try; gone when a later one begins
 """
 
 import contextlib
@@ -23,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+
+from jaxdist import cluster
+from jaxdist.fail_fast import ERROR
+from jaxdist.watchdog import STATUS
 
 LOCK = "lock"
 RECORD = "experiment.json"
@@ -45,12 +49,12 @@ def locked(folder: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         refused = None
-        if jax.process_index() == 0:
+        if cluster.place()[0] == 0:
             try:
                 held.enter_context(_lock(folder))
             except ValueError as error:
                 refused = error
-        if jax.process_count() > 1:
+        if cluster.place()[1] > 1:
             _agree(folder, refused)
         elif refused:
             raise refused
@@ -59,11 +63,11 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _agree(folder: Path, refused: ValueError | None) -> None:
     """All processes hear what the first one was refused, and whether all see its folder."""
-    if multihost_utils.broadcast_one_to_all(np.int32(refused is not None)):
-        raise refused or ValueError(f"--workdir {folder} was refused to process 0, which says why")
-    sees = multihost_utils.process_allgather(np.int32((folder / LOCK).exists()))
-    if not sees.all():
-        blind = ", ".join(map(str, np.flatnonzero(sees == 0)))
+    if reason := cluster.everyone("lock", refused and str(refused))[0]:
+        raise ValueError(reason)
+    sees = cluster.everyone("folder", (folder / LOCK).exists())
+    if not all(sees):
+        blind = ", ".join(str(process) for process, seen in enumerate(sees) if not seen)
         raise ValueError(
             f"--workdir {folder} of process 0 is not seen by process {blind}: expected one folder for "
             "all hosts; write one that all of them mount"
@@ -108,7 +112,8 @@ def check(folder: Path, *, keywords: dict[str, Any], source: str) -> bool:
     if before["source"] != source:
         raise ValueError(
             f"--workdir {folder} holds a run of {before['config']}, whose text was another: "
-            f"choose another folder, or look at {SOURCE} there"
+            f"look at {SOURCE} there, or choose another folder and begin from that run: "
+            f"--workdir NEW --init-from {folder}"
         )
     now, then = json.loads(json.dumps(keywords)), before["keywords"]
     changed = [name for name in sorted({*now, *then}) if now.get(name) != then.get(name)]
@@ -117,18 +122,25 @@ def check(folder: Path, *, keywords: dict[str, Any], source: str) -> bool:
             f"{name}={then.get(name)!r} there and {now.get(name)!r} here" for name in changed
         )
         raise ValueError(
-            f"--workdir {folder} holds another experiment ({difference}): choose another folder"
+            f"--workdir {folder} holds another experiment ({difference}): choose another folder, and to "
+            f"begin from that run: --workdir NEW --init-from {folder}"
         )
     return True
 
 
 def _others(folder: Path) -> list[str]:
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(name for name in names if name not in (LOCK, SOURCE))
+    return sorted(name for name in names if name not in (LOCK, SOURCE, STATUS, ERROR))
 
 
 def claim(
-    folder: Path, *, config: str, keywords: dict[str, Any], source: str, state: Any = ()
+    folder: Path,
+    *,
+    config: str,
+    keywords: dict[str, Any],
+    source: str,
+    state: Any = (),
+    init_from: Path | None = None,
 ) -> None:
     """Writes down what the run is made of, unless the folder holds it already.
 
@@ -152,6 +164,7 @@ def claim(
         "versions": {"python": platform.python_version(), **versions()},
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
+        "init_from": init_from and str(init_from),
     }
     replace(folder / SOURCE, source)
     replace(folder / RECORD, json.dumps(record, indent=1) + "\n")

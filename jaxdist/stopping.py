@@ -17,7 +17,7 @@ def asked(say: Callable[[str], None]) -> Iterator[Callable[[int], bool]]:
 
     Yields:
       `stop(step)` -> whether to stop before this step. With several processes it is JAX that hears
-      SIGTERM, and all of them are told the same at the same step.
+      SIGTERM, and all of them are told the same at the same step; a second one ends it at once.
 
     Example:
       >>> with asked(print) as stop:

@@ -1,20 +1,18 @@
 """The loop: a run that trains, records and saves, can be killed at any step, and goes on."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-from jaxdist import checkpoint, feed, metrics, report, run_folder, stopping
+from jaxdist import feed, metrics, report, resuming, run_folder, stopping
 from jaxdist.algorithms.base import bytes_sent
 from jaxdist.data import check_batch
-from jaxdist.executor import execute
-from jaxdist.experiment import Config
-
-Say = Callable[[str], None]
-Resume = Literal["auto", "must", "never"]
+from jaxdist.experiment import Config, trainer_of
+from jaxdist.resuming import Resume, Say
+from jaxdist.saving import saving
+from jaxdist.watchdog import NOBODY, Watch
 
 
 class Outcome(NamedTuple):
@@ -31,7 +29,14 @@ class Outcome(NamedTuple):
     last: dict[str, Any]
 
 
-def train(config: Config, folder: Path, *, resume: Resume = "auto", say: Say = print) -> Outcome:
+def train(
+    config: Config,
+    folder: Path,
+    *,
+    resume: Resume = "auto",
+    say: Say = print,
+    watch: Watch = NOBODY,
+) -> Outcome:
     """Trains an experiment to its end, from where its folder says that it is.
 
     Args:
@@ -39,6 +44,7 @@ def train(config: Config, folder: Path, *, resume: Resume = "auto", say: Say = p
       folder: the run's own; made if need be. What it holds is listed in `jaxdist/run_folder.py`.
       resume: `"must"` refuses a folder without a checkpoint, `"never"` one with.
       say: what to do with a line for the user.
+      watch: is told what the loop does.
 
     Raises:
       ValueError: the folder holds another experiment, or is in use, or the first batch is not fit to
@@ -47,50 +53,37 @@ def train(config: Config, folder: Path, *, resume: Resume = "auto", say: Say = p
         leaf. What was saved before is still there.
     """
     with run_folder.locked(folder), stopping.asked(say) as stop:
-        return _train(config, folder, resume, stop, say)
+        return _train(config, folder, resume, stop, say, watch)
 
 
 def _train(
-    config: Config, folder: Path, resume: Resume, stop: Callable[[int], bool], say: Say
+    config: Config, folder: Path, resume: Resume, stop: Any, say: Say, watch: Watch
 ) -> Outcome:
     # Shapes. All that can be refused is refused before anything is compiled or written.
+    watch.enter("init", 0)
     experiment = config.experiment
     run_folder.check(folder, keywords=config.keywords, source=config.source)
     check_batch(experiment.task.stream.batch(0), classes=experiment.task.classes)
 
     # Shardings. The executor lays workers on the devices of all processes.
-    trainer = execute(
-        experiment.algorithm,
-        experiment.task.loss_fn,
-        workers=experiment.workers,
-        seed=experiment.seed,
-        finite=True,
-        clock=experiment.clock,
-        network=experiment.network,
-    )
+    trainer = trainer_of(experiment, finite=True)
     params = experiment.task.init(jax.random.key(experiment.seed))
     sends = partial(bytes_sent, experiment.algorithm, params, workers=experiment.workers)
 
     # Arrays. Where the run is.
     state = trainer.init(params)
     saves = folder / "checkpoints"
-    found = checkpoint.restore(saves, state)
-    begin = _begin(found, folder, resume, say)
-    state = state if found is None else found.state
-    run_folder.claim(
-        folder,
-        config=str(config.path),
-        keywords=config.keywords,
-        source=config.source,
-        state=state,
-    )
+    watch.enter("restore", 0)
+    state, begin = resuming.newest(folder, state, resume=resume, say=say)
+    claim = partial(run_folder.claim, folder, config=str(config.path), keywords=config.keywords)
+    claim(source=config.source, state=state)
+    watch.follow(folder)
     sent = run_folder.forget_after(folder, begin).get("bytes_sent", 0)
     on = f"{trainer.mesh.size} x {trainer.mesh.devices.flat[0].device_kind}"
-    what = f"step {begin} of {experiment.steps}, {experiment.workers} workers on {on}, in {folder}"
-    if begin >= experiment.steps:
-        say(f"already complete: {what}")
-    else:
-        say(f"{'resuming' if begin else 'fresh run'}: {what}")
+    kind = resuming.kind(begin, experiment.steps)
+    say(
+        f"{kind}: step {begin} of {experiment.steps}, {experiment.workers} workers on {on}, in {folder}"
+    )
 
     # Loop. Metrics are read one step late, so that the devices never wait for the host.
     done, pending, evaluated = begin, {}, {}
@@ -99,6 +92,7 @@ def _train(
         feed.batches(
             experiment.task.stream, trainer, begin, resident=experiment.resident
         ) as batches,
+        saving(saves, keep=2) as saver,
     ):
 
         def settle() -> None:
@@ -112,22 +106,24 @@ def _train(
 
         def save() -> None:
             """Saves what is known to be good, after the lines that lead to it."""
+            watch.enter("save", done)
             settle()
             finite = metrics.fetch(metrics.finite_points(trainer.gradient_at(state)), trainer)
             metrics.check_finite(done, finite, params, of="parameters")
             recorder.sync()
-            if done not in checkpoint.steps(saves):
-                checkpoint.save(saves, done, state, keep=2)
+            saver.save(done, state)
 
         while done < experiment.steps and not stop(done):
+            watch.enter("data", done)
             batch = next(batches)
+            watch.enter("step" if done > begin else "compile", done)
             with jax.transfer_guard("disallow"):
                 state, measured = trainer.step(state, batch)
             done += 1
             settle()
             pending[done] = measured
-            last = done == experiment.steps
-            if last or done % experiment.evaluate_every == 0:
+            if (last := done == experiment.steps) or done % experiment.evaluate_every == 0:
+                watch.enter("evaluate", done)
                 evaluated[done] = metrics.evaluate(
                     trainer, state, experiment.task.accuracy, experiment.task.test
                 )
@@ -136,19 +132,9 @@ def _train(
         if done > begin:
             save()
 
+    watch.enter("end", done)
     recorded = run_folder.read_metrics(folder)
     if recorded and jax.process_index() == 0:
         report.draw_run(recorded, folder / "run.png", title=str(config.path))
     evaluations = [line for line in recorded if "accuracy" in line]
     return Outcome(done, done >= experiment.steps, evaluations[-1] if evaluations else {})
-
-
-def _begin(found: checkpoint.Restored | None, folder: Path, resume: Resume, say: Say) -> int:
-    """The step to go on from; says which checkpoints were refused."""
-    if resume == "must" and found is None:
-        raise ValueError(f"--resume must: {folder} holds no checkpoint; write --resume auto")
-    if resume == "never" and found is not None:
-        raise ValueError(f"--resume never: {folder} holds step {found.step}; choose another folder")
-    for line in () if found is None else found.said:
-        say(line)
-    return 0 if found is None else found.step

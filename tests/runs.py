@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,14 +75,18 @@ def small(folder: Path) -> str:
     return str(file)
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """`jaxdist ARGUMENTS` as a process of its own, on one device, with nothing inherited from pytest."""
+def start(*arguments: str, **more: str) -> subprocess.Popen[str]:
+    """`jaxdist ARGUMENTS` as a process of its own, on one device, with nothing inherited from pytest.
+
+    `more` is added to its environment. It leads a process group of its own, as in a terminal.
+    """
     code = "import sys; from jaxdist.cli import main; sys.exit(main())"
     keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
-        env={**keep, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        env={**keep, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **more},
+        process_group=0,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -98,3 +103,59 @@ def lines(folder: Path) -> list[dict]:
 def recorded(folder: Path) -> list[tuple]:
     """What a run recorded, without how long it took."""
     return [tuple((k, v) for k, v in line.items() if k != "seconds") for line in lines(folder)]
+
+
+def launch(
+    config: str, folder: Path, *arguments: str, processes: int = 2, plan: str = "", **more: str
+) -> subprocess.Popen[str]:
+    """`jaxdist launch` of a config, with a fault plan."""
+    faults = {"JAXDIST_TEST_FAULTS": "1", "JAXDIST_FAULT_PLAN": plan}
+    given = ("--workdir", str(folder), *arguments)
+    return start(
+        "launch", "--processes", str(processes), "--", "train", config, *given, **faults, **more
+    )
+
+
+def ended(process: subprocess.Popen[str], *, seconds: float = 200) -> tuple[int, str, str]:
+    """Exit code, output and errors; if it does not end by itself, its whole group is killed."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+    return process.returncode, out, err
+
+
+def statuses(folder: Path) -> list[dict]:
+    """What the processes of a run say of themselves."""
+    found = []
+    for file in sorted((folder / "status").glob("*.json")):
+        try:
+            found.append(json.loads(file.read_text()))
+        except (OSError, ValueError):  # it is being replaced
+            continue
+    return found
+
+
+def events(folder: Path) -> list[dict]:
+    """What the supervisor of a run did."""
+    text = (folder / "status" / "supervisor.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def until(condition, *, seconds: float = 90):
+    """What `condition()` returns once it is true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s")

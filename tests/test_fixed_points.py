@@ -15,6 +15,7 @@ import twins
 from cases import loss
 
 import jaxdist as jd
+from jaxdist.catalogue import decentralized
 
 W, N, RATE, MOMENTUM = 5, 3, 0.1, 0.5
 QUIET = twins.quadratic(W, N, seed=1)
@@ -135,6 +136,19 @@ BIASED = {
         jd.gossip(SGD, RING, order="combine_while_adapt"),
         lambda: combine_while_adapt(RING),
     ),
+    # Momentum that is a memory of the way vanishes at rest, and so does a threshold that decays.
+    "quasi_global_momentum, ring": (
+        jd.quasi_global_momentum(RATE, RING, momentum=MOMENTUM),
+        lambda: adapt_then_combine(RING),
+    ),
+    "decentlam, ring": (
+        jd.decentlam(RATE, RING, momentum=MOMENTUM),
+        lambda: adapt_then_combine(RING),
+    ),
+    "event_triggered, ring": (
+        jd.event_triggered(SGD, RING, threshold=0.5, decay=0.9),
+        lambda: adapt_then_combine(RING),
+    ),
     "push_sum, ring": (jd.push_sum(SGD, RING), lambda: adapt_then_combine(RING)),
     "push_sum, one way": (jd.push_sum(SGD, ONE_WAY), lambda: push_sum(ONE_WAY)),
     "push_sum, delay 1": (jd.push_sum(SGD, ONE_WAY, delay=1), lambda: push_sum(ONE_WAY, 1)),
@@ -164,7 +178,13 @@ EXACT = {
     "extra, ring": jd.extra(SGD, RING),
     "extra, star": jd.extra(SGD, STAR),
     "extra, momentum": jd.extra(HEAVY, RING),
+    "relay, chain": jd.relay(SLOW, jd.topology.chain(W)),
+    "relay, momentum": jd.relay(HEAVY, jd.topology.star(W)),
 }
+
+
+def test_every_method_that_talks_to_neighbors_has_a_place_to_rest():
+    assert {name.split(",")[0] for name in {**BIASED, **EXACT}} == {*decentralized.ENTRIES}
 
 
 @pytest.mark.parametrize("name", BIASED)

@@ -10,7 +10,6 @@ import pytest
 import runs
 
 from jaxdist import checkpoint, experiment
-from jaxdist.executor import execute
 
 pytestmark = pytest.mark.processes
 
@@ -38,7 +37,7 @@ def wait_for(folder, step, process):
 def parameters(config, folder):
     """The bytes of the last state."""
     made = experiment.read(config).experiment
-    trainer = execute(made.algorithm, made.task.loss_fn, workers=made.workers)
+    trainer = experiment.trainer_of(made)
     like = trainer.init(made.task.init(jax.random.key(0)))
     found = checkpoint.restore(folder / "checkpoints", like)
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(found.state)]

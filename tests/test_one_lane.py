@@ -44,10 +44,10 @@ def gradient(x, batch):
 
 
 def by_hand_all_reduce(state, batch):
-    step, (x, inner), _ = state
+    step, (x, inner, _), _ = state
     value, grads = gradient(own(x), tmap(lambda b: b[0], batch))
     updates, inner = RULE.update(lax.pmean(grads, "worker"), inner, x)
-    state = step + 1, (optax.apply_updates(x, updates), inner), ()
+    state = step + 1, (optax.apply_updates(x, updates), inner, ()), ()
     return state, lax.pmean(value, "worker")
 
 
@@ -64,20 +64,20 @@ def by_hand_gossip(state, batch):
 
 def by_hand_diloco(state, batch):
     step, shared, local = state
-    x, inner = tmap(lambda a: a[0], local)
+    x, inner, _ = tmap(lambda a: a[0], local)
     value, grads = gradient(x, tmap(lambda b: b[0], batch))
     updates, inner = RULE.update(grads, inner, x)
     x = optax.apply_updates(x, updates)
 
     def sync(rooms):
-        (z, outer), x = rooms
+        (z, outer, _), x = rooms
         d = lax.pmean(tmap(jnp.subtract, z, x), "worker")
         updates, outer = OUTER.update(d, outer, z)
         z = optax.apply_updates(z, updates)
-        return (z, outer), own(z)
+        return (z, outer, ()), own(z)
 
     shared, x = lax.cond((step + 1) % 4 == 0, sync, lambda rooms: rooms, (shared, x))
-    state = step + 1, shared, tmap(lambda a: a[None], (x, inner))
+    state = step + 1, shared, tmap(lambda a: a[None], (x, inner, ()))
     return state, lax.pmean(value, "worker")
 
 
@@ -136,7 +136,10 @@ def rounds_program(leaves, rounds, **options):
 
 def test_the_program_does_not_grow_with_leaves_times_rounds():
     few, many = rounds_program(2, 32), rounds_program(30, 32)
-    assert few[0] == many[0] == 32
+    # Rounds that are alike, as drawn ones may be, are one branch of the program.
+    rounds = jd.topology.random_matching(W, 32, seed=0).rounds
+    different = len({one.matrix.tobytes() for one in rounds})
+    assert few[0] == many[0] == different
     # Lines grow with the leaves (their own gradients) and with the rounds, not with the product.
     assert many[1] - few[1] < 28 * 60
-    assert rounds_program(30, 32, bucket_bytes=0)[0] == 30 * 32  # the control
+    assert rounds_program(30, 32, bucket_bytes=0)[0] == 30 * different  # the control

@@ -53,6 +53,7 @@ def test_what_a_run_leaves(finished):
     config, folder = finished
     assert sorted(p.name for p in folder.iterdir()) == [
         "checkpoints", "config.py.txt", "events", "experiment.json", "lock", "metrics.jsonl", "run.png",
+        "status",
     ]  # fmt: skip
     record = json.loads((folder / "experiment.json").read_text())
     assert record["config"] == config
@@ -332,3 +333,19 @@ def test_mnist_is_learned_from_data_on_the_devices(
     assert code == 0, err
     # The images were drawn so that the label can be seen.
     assert runs.lines(tmp_path / "run")[-1]["accuracy"] > 0.9, out
+
+
+def test_runs_stand_side_by_side(finished, tmp_path, shell):
+    config, folder = finished
+    other, picture = tmp_path / "other", tmp_path / "both.png"
+    assert shell("train", config, "--rate", 0.01, "--steps", 20, "--workdir", other)[0] == 0
+    code, out, err = shell("compare", folder, other, "--output", picture)
+    assert code == 0, err
+    head, first, second, _ = out.splitlines()
+    assert head.split()[:3] == ["run", "step", "loss"]
+    assert first.split()[:2] == [str(folder), "40"]
+    assert second.split()[:2] == [str(other), "20"]
+    assert first.split()[-2] == f"{32 * 40:,}"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "needs two different runs" in shell("compare", folder)[2]
+    assert "holds no run" in shell("compare", folder, tmp_path)[2]

@@ -15,6 +15,7 @@ from jaxdist.algorithms.base import (
     check_rule,
     refuse_others,
 )
+from jaxdist.algorithms.membership import REDUCED
 from jaxdist.compress import Compressor, Feedback, PowerSGD
 
 
@@ -129,4 +130,5 @@ def all_reduce(
         readout=lambda state: state.shared[0],
         sends=how.bytes,
         waits=waiting.everyone(),
+        resize=REDUCED,
     )

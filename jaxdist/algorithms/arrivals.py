@@ -52,6 +52,11 @@ def open_book(clock: Clock) -> Book:
     return Book(clock.start(), jnp.int32(0), none, bins, jnp.float32(0))
 
 
+def reopen(clock: Clock, old: Book, fresh: Book) -> Book:
+    """The book of other workers: time goes on, everybody begins anew, and so do versions and counts."""
+    return fresh._replace(times=clock.afresh(old.times))
+
+
 def enter(
     book: Book, tick: Tick, times: Times, *, pushes: jax.Array, pull_at: jax.Array
 ) -> tuple[Turn, Book]:

@@ -28,6 +28,20 @@ class State(NamedTuple):
     local: PyTree
 
 
+class Resize(NamedTuple):
+    """What becomes of a state when the number of workers changes.
+
+    Attributes:
+      rule: `rule(state, fresh)` -> the `State` to go on with. Both are whole: leaves of `local` are
+        `[workers, ...]`, NumPy arrays (or keys). `fresh` is the start of the new workers at the old
+        ones' readout; the result has its shapes.
+      says: the rule in a line, for logs.
+    """
+
+    rule: Callable[[State, State], State]
+    says: str
+
+
 class Algorithm(NamedTuple):
     """How workers compute, communicate and agree. Everything is written for one worker.
 
@@ -48,6 +62,8 @@ class Algorithm(NamedTuple):
         simulated seconds), the same for every worker: from the shared room, without communication.
       waits: whom a worker waits for at the end of a step, for example `waiting.everyone()`: what
         `jd.timed` makes simulated seconds of. None: not declared, or the method has a clock itself.
+      resize: the rule by which `jd.resize` goes on with another number of workers; None: only the
+        parameters survive.
     """
 
     init: Callable[[Params], State]
@@ -58,6 +74,7 @@ class Algorithm(NamedTuple):
     sends: Callable[[Params, int], int] | None = None
     report: Callable[[State], dict[str, Any]] | None = None
     waits: Waits | None = None
+    resize: Resize | None = None
 
 
 def size_bytes(params: Params) -> int:

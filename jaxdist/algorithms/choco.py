@@ -13,6 +13,7 @@ from jaxdist.algorithms.base import (
     check_rule,
     local_init,
 )
+from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
 from jaxdist.compress import Compressor, contractive
 from jaxdist.compress.base import check_compressor
@@ -129,4 +130,5 @@ def choco(
         readout=lambda state: reduction.mean(state.local[0]),
         sends=sends,
         waits=waiting.neighbors(topology),
+        resize=AVERAGED,
     )

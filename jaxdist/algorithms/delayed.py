@@ -17,6 +17,7 @@ from jaxdist.algorithms.base import (
     check_rule,
     refuse_others,
 )
+from jaxdist.algorithms.membership import AVERAGED
 
 
 def delayed(inner: optax.GradientTransformation, *others: Never, delay: int) -> Algorithm:
@@ -97,5 +98,6 @@ def delayed(inner: optax.GradientTransformation, *others: Never, delay: int) -> 
         update=update,
         readout=lambda state: at(state.shared[0], state.step),
         sends=lambda params, step: reduction.mean_bytes(params),
+        resize=AVERAGED,
         waits=waiting.everyone(),
     )

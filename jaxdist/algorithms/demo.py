@@ -15,6 +15,7 @@ from jaxdist.algorithms.base import (
     check_rule,
     refuse_others,
 )
+from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.compress import dct_top_k
 
 
@@ -94,4 +95,5 @@ def demo(
         readout=lambda state: state.shared[0],
         sends=lambda params, step: compressor.bytes(params),
         waits=waiting.everyone(),
+        resize=AVERAGED,
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import Algorithm, Params, State, refuse_others
+from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.compress import top_k
 
 
@@ -88,4 +89,5 @@ def dgc(
         readout=lambda state: state.shared[0],
         sends=lambda params, step: compressor.bytes(params),
         waits=waiting.everyone(),
+        resize=AVERAGED,
     )

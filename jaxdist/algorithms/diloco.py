@@ -18,6 +18,7 @@ from jaxdist.algorithms.base import (
     local_init,
     refuse_others,
 )
+from jaxdist.algorithms.membership import AVERAGED, averaged, remade, residuals
 from jaxdist.compress import Compressor, Feedback
 
 
@@ -124,6 +125,10 @@ def diloco(
         readout=lambda state: state.shared[0],
         sends=sends,
         waits=waiting.everyone(period=period),
+        resize=remade(
+            lambda old, fresh: (*averaged(old[:2], fresh[:2]), residuals(old[2], fresh[2])),
+            AVERAGED.says,
+        ),
     )
 
 

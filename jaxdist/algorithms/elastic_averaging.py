@@ -8,10 +8,11 @@ import optax
 from jax import lax
 
 from jaxdist import buckets, reduction, waiting, worker
-from jaxdist.algorithms.arrivals import enter, open_book, report
+from jaxdist.algorithms.arrivals import enter, open_book, reopen, report
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
+    Resize,
     State,
     apply,
     check_period,
@@ -20,6 +21,7 @@ from jaxdist.algorithms.base import (
     refuse_others,
     size_bytes,
 )
+from jaxdist.algorithms.membership import AVERAGED, averaged
 from jaxdist.algorithms.served import check_clock
 from jaxdist.clock import Clock
 
@@ -141,6 +143,7 @@ def elastic_averaging(
         update=update,
         readout=lambda state: state.shared,
         sends=sends,
+        resize=AVERAGED,
         waits=waiting.everyone(period=period),
     )
 
@@ -187,6 +190,11 @@ def _by_arrivals(
         )
         return State(state.step + 1, (z, book), (moved, inner_state))
 
+    def resized(state: State, fresh: State) -> State:
+        (z, book), (_, new) = state.shared, fresh.shared
+        local = averaged(state.local, fresh.local)
+        return State(state.step, (z, reopen(clock, book, new)), local)
+
     return Algorithm(
         init=init,
         gradient_at=lambda state: state.local[0],
@@ -195,6 +203,11 @@ def _by_arrivals(
         active=lambda state: clock.tick(state.shared[1].times)[0].active[worker.index()],
         sends=lambda params, step: size_bytes(params),
         report=lambda state: report(state.shared[1]),
+        resize=Resize(
+            resized,
+            "the center goes on, and simulated time with it; everybody begins anew at the workers' mean "
+            "parameters with their mean memory",
+        ),
     )
 
 

@@ -15,6 +15,7 @@ from jaxdist.algorithms.base import (
     local_init,
     size_bytes,
 )
+from jaxdist.algorithms.membership import averaged, remade
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
 from jaxdist.topology import Topology
 
@@ -121,6 +122,10 @@ def event_triggered(
         sends=lambda params, step: exchanges(topology, step) * size_bytes(params) + 4,
         waits=waiting.neighbors(topology),
         report=lambda state: {"messages_sent": state.shared},
+        resize=remade(
+            lambda old, fresh: (*averaged(old[:2], fresh[:2]), fresh[2]),
+            "everybody goes on from the workers' mean parameters and mean memory, which all have heard",
+        ),
     )
 
 

@@ -23,6 +23,7 @@ from jaxdist.algorithms.base import (
     size_bytes,
     updates,
 )
+from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_symmetric, exchanges, least_eigenvalue
 from jaxdist.topology import Topology
 
@@ -226,6 +227,7 @@ def _corrected(
         update=update,
         readout=lambda state: reduction.mean(state.local[0]),
         sends=lambda params, step: exchanges(topology, step) * size_bytes(params),
+        resize=AVERAGED,
         waits=waiting.neighbors(topology, overlaps=overlaps),
     )
 

@@ -16,6 +16,7 @@ from jaxdist.algorithms.base import (
     local_init,
     size_bytes,
 )
+from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
 from jaxdist.compress.base import Compressor, check_compressor
 from jaxdist.topology import Topology
@@ -141,4 +142,5 @@ def gossip(
         readout=lambda state: reduction.mean(state.local[0]),
         sends=sends,
         waits=waiting.neighbors(topology, ahead=ahead, overlaps=order == "combine_while_adapt"),
+        resize=AVERAGED,
     )

@@ -19,6 +19,7 @@ from jaxdist.algorithms.base import (
     updates,
     widest,
 )
+from jaxdist.algorithms.membership import AVERAGED
 
 Schedule = Callable[[Any], Any]
 
@@ -108,6 +109,7 @@ def noise_scale(
         sends=_sends,
         waits=waiting.everyone(),
         report=report,
+        resize=AVERAGED,
     )
 
 
@@ -200,6 +202,7 @@ def adascale(
         sends=_sends,
         waits=waiting.everyone(),
         report=lambda state: {"gain": state.shared[3], "invariant_steps": state.shared[2]},
+        resize=AVERAGED,
     )
 
 

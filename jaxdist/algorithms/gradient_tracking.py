@@ -16,6 +16,7 @@ from jaxdist.algorithms.base import (
     size_bytes,
     updates,
 )
+from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_columns, exchanges
 from jaxdist.algorithms.push_sum import quotient, unit_weight
 from jaxdist.topology import Topology
@@ -143,6 +144,7 @@ def gradient_tracking(
         update=update,
         readout=readout,
         sends=sends,
+        resize=AVERAGED,
         waits=waiting.neighbors(topology),
     )
 

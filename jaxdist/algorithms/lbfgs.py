@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxdist import waiting, worker
 from jaxdist.algorithms.base import Algorithm, Params, State, check_period, refuse_others, widest
+from jaxdist.algorithms.membership import recut, remade
 
 LineSearch = Literal["wolfe", "armijo"]
 EXACT = lax.Precision.HIGHEST  # a TPU would otherwise multiply in bfloat16
@@ -167,6 +168,7 @@ def lbfgs(
         sends=sends,
         waits=waiting.everyone(),
         report=lambda state: {"step_length": state.shared[1], "trials": state.shared[2]},
+        resize=remade(recut, "what is shared goes on; the pairs are cut into new shares"),
     )
 
 

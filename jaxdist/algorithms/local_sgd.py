@@ -18,6 +18,7 @@ from jaxdist.algorithms.base import (
     local_init,
     refuse_others,
 )
+from jaxdist.algorithms.membership import AVERAGED
 
 Memory = Literal["kept", "averaged"]
 
@@ -125,6 +126,7 @@ def local_sgd(
         readout=lambda state: reduction.mean(state.local[0]),
         sends=sends,
         waits=waiting.everyone(period=period, start=start),
+        resize=AVERAGED,
     )
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxdist import mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import Algorithm, Params, State, size_bytes
+from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
 from jaxdist.topology import Topology
 
@@ -173,6 +174,7 @@ def _method(
         update=update,
         readout=lambda state: reduction.mean(state.local[0]),
         sends=lambda params, step: exchanges(topology, step) * size_bytes(params),
+        resize=AVERAGED,
         waits=waiting.neighbors(topology),
     )
 

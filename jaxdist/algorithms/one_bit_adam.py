@@ -9,6 +9,7 @@ from jax import lax
 
 from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import Algorithm, Params, State, check_period, refuse_others
+from jaxdist.algorithms.membership import REDUCED
 from jaxdist.compress import error_feedback, sign
 
 
@@ -121,4 +122,5 @@ def one_bit_adam(
         readout=lambda state: state.shared[0],
         sends=sends,
         waits=waiting.everyone(),
+        resize=REDUCED,
     )

@@ -12,12 +12,14 @@ from jaxdist.algorithms.arrivals import check_size
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
+    Resize,
     State,
     apply,
     check_rule,
     local_init,
     size_bytes,
 )
+from jaxdist.algorithms.membership import averaged
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
 from jaxdist.algorithms.served import check_clock
 from jaxdist.clock import Clock, Times
@@ -131,6 +133,11 @@ def pairwise(inner: optax.GradientTransformation, topology: Topology, *, clock: 
         missed = jnp.where(active, 0, missed + meets.astype(jnp.int32))
         return State(t + 1, Meetings(times, missed, staleness), local)
 
+    def resized(state: State, fresh: State) -> State:
+        x, _, inner_state = averaged(state.local, fresh.local)
+        meetings = fresh.shared._replace(times=clock.afresh(state.shared.times))
+        return State(state.step, meetings, (x, x, inner_state))
+
     return Algorithm(
         init=init,
         gradient_at=lambda state: state.local[1],
@@ -142,6 +149,11 @@ def pairwise(inner: optax.GradientTransformation, topology: Topology, *, clock: 
             "simulated_seconds": state.shared.times.now,
             "staleness": state.shared.staleness,
         },
+        resize=Resize(
+            resized,
+            "simulated time goes on; everybody begins anew at the workers' mean parameters with their "
+            "mean memory",
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from jaxdist.algorithms.base import (
     size_bytes,
     updates,
 )
+from jaxdist.algorithms.membership import averaged, remade
 from jaxdist.algorithms.neighbors import check_columns, exchanges
 from jaxdist.compress.base import Compressor, check_compressor, contractive
 from jaxdist.topology import Topology
@@ -165,6 +166,11 @@ def push_sum(
         sends=lambda params, step: (
             exchanges(topology, step - delay)
             * (size_bytes(params) + size_bytes(jax.eval_shape(unit_weight, params)))
+        ),
+        resize=remade(
+            lambda old, fresh: (fresh[0], averaged(old[1], fresh[1]), fresh[2]),
+            "sum of numerators over sum of weights, what is under way counted: from there everybody goes "
+            "on with weight 1 and the workers' mean memory, and nothing is under way",
         ),
         waits=waiting.neighbors(topology, ahead=-delay, overlaps=delay > 0),
     )

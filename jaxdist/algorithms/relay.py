@@ -18,6 +18,7 @@ from jaxdist.algorithms.base import (
     local_init,
     size_bytes,
 )
+from jaxdist.algorithms.membership import averaged, remade
 from jaxdist.algorithms.neighbors import check_topology
 from jaxdist.topology import Topology
 
@@ -127,6 +128,11 @@ def relay(inner: optax.GradientTransformation, tree: Topology) -> Algorithm:
         update=update,
         readout=lambda state: reduction.mean(state.local[0]),
         sends=sends,
+        resize=remade(
+            lambda old, fresh: (*averaged(old[:2], fresh[:2]), fresh[2]),
+            "everybody goes on from the workers' mean parameters and mean memory, as if all had sent these "
+            "for ever",
+        ),
         waits=waiting.neighbors(tree),
     )
 

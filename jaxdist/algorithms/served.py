@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import worker
-from jaxdist.algorithms.arrivals import enter, open_book, report
-from jaxdist.algorithms.base import Algorithm, Params, State
+from jaxdist.algorithms.arrivals import enter, open_book, reopen, report
+from jaxdist.algorithms.base import Algorithm, Params, Resize, State
+from jaxdist.algorithms.membership import averaged, recut
 from jaxdist.algorithms.server import Server
 from jaxdist.clock import Clock
 
@@ -87,6 +88,16 @@ def served(
     def active(state: State) -> jax.Array:
         return clock.tick(state.shared[1].times, bound=bound)[0].active[worker.index()]
 
+    def resized(state: State, fresh: State) -> State:
+        shared, book = state.shared
+        _, sums, local = state.local
+        copy, unpushed, own = fresh.local
+        # A push is a sum: what is not pushed yet keeps its sum over all workers.
+        share = len(state.shared[1].pulled) / len(fresh.shared[1].pulled)
+        sums = jax.tree.map(lambda x: (x * share).astype(x.dtype), averaged(sums, unpushed))
+        shared = shared, reopen(clock, book, fresh.shared[1])
+        return State(state.step, shared, (copy, sums, recut(local, own)))
+
     return Algorithm(
         init=init,
         gradient_at=lambda state: state.local[0],
@@ -95,4 +106,9 @@ def served(
         active=active,
         sends=lambda params, step: server.sends(params, parts),
         report=lambda state: report(state.shared[1]),
+        resize=Resize(
+            resized,
+            "the server goes on, and simulated time with it; everybody pulls, begins anew and will push "
+            "its part of what was not pushed",
+        ),
     )

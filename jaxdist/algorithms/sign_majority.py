@@ -14,6 +14,7 @@ from jaxdist.algorithms.base import (
     check_rule,
     refuse_others,
 )
+from jaxdist.algorithms.membership import AVERAGED
 
 
 def sign_majority(inner: optax.GradientTransformation, *others: Never) -> Algorithm:
@@ -77,4 +78,5 @@ def sign_majority(inner: optax.GradientTransformation, *others: Never) -> Algori
         readout=lambda state: state.shared[0],
         sends=lambda params, step: reduction.majority_bytes(params),
         waits=waiting.everyone(),
+        resize=AVERAGED,
     )

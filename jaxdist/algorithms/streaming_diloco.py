@@ -22,6 +22,7 @@ from jaxdist.algorithms.base import (
     refuse_others,
 )
 from jaxdist.algorithms.diloco import displacement
+from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.compress import Compressor, Feedback
 
 PyTree = Any
@@ -199,6 +200,7 @@ def streaming_diloco(
         update=update,
         readout=readout,
         sends=sends,
+        resize=AVERAGED,
         waits=waiting.everyone(period=turn, ahead=delay),
     )
 

@@ -84,6 +84,13 @@ class Clock:
         count = jnp.zeros(self.size, jnp.int32)
         return Times(zero, self.seconds(count, jnp.zeros(self.size, zero.dtype)), count, zero)
 
+    def afresh(self, times: Times) -> Times:
+        """Everybody begins a first gradient at the moment at which another simulation was."""
+        count = jnp.zeros(self.size, jnp.int32)
+        now = jnp.asarray(times.now)
+        left = self.seconds(count, jnp.broadcast_to(now, (self.size,)))
+        return Times(now, left, count, jnp.asarray(times.rest))
+
     def tick(self, times: Times, *, bound: int | jax.Array | None = None) -> tuple[Tick, Times]:
         """Lets time pass until the next worker would deliver for the second time.
 

@@ -1,0 +1,229 @@
+"""Kills processes of supervised runs at random and reports where the time went: goodput by cause.
+
+    python benchmarks/soak.py --kills 20                        # 20 kills for each of four methods
+    python benchmarks/soak.py --minutes 10 --every 30           # a kill every 30 s for ten minutes
+    python benchmarks/soak.py --kills 2 --methods gossip --steps 150 --processes 2
+
+Each method trains once undisturbed and once under fire, SIGKILL to any process, process 0 included, at
+any time, start-up included. Then the recorded losses and the bytes of the last state must be the same. The
+file is its own config: `jaxdist train benchmarks/soak.py --method gossip`.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import optax
+
+import jaxdist as jd
+from jaxdist import status
+
+METHODS = ("all_reduce", "local_sgd", "gossip", "diloco")
+STARTING = ("start", "read", "init", "restore", "compile")
+WORKING = ("data", "step", "evaluate", "save", "end")
+
+
+def experiment(
+    *, method: str = "gossip", workers: int = 6, steps: int = 400, save_every: int = 25
+) -> jd.Experiment:
+    """Digits by one of four methods."""
+    sgd = optax.sgd(0.05, momentum=0.9)
+    algorithm = {
+        "all_reduce": lambda: jd.all_reduce(sgd),
+        "local_sgd": lambda: jd.local_sgd(sgd, period=10),
+        "gossip": lambda: jd.gossip(sgd, jd.topology.ring(workers)),
+        "diloco": lambda: jd.diloco(sgd, optax.sgd(0.7, momentum=0.9, nesterov=True), period=10),
+    }[method]()
+    return jd.Experiment(
+        algorithm=algorithm,
+        task=jd.tasks.digits(workers, batch_size=16),
+        steps=steps,
+        workers=workers,
+        save_every=save_every,
+        evaluate_every=steps,
+    )
+
+
+def keywords(options: argparse.Namespace, method: str) -> dict[str, object]:
+    """What the config is called with."""
+    named = {"steps": options.steps, "save_every": options.save_every, "workers": options.workers}
+    return {"method": method, **named}
+
+
+def launched(
+    options: argparse.Namespace, method: str, folder: Path, log: Path
+) -> subprocess.Popen[bytes]:
+    """`jaxdist launch` of this file."""
+    command = [sys.executable, "-m", "jaxdist", "launch", "--processes", str(options.processes)]
+    command += ["--max-restarts", "1000", "--", "train", __file__, "--workdir", str(folder)]
+    for name, value in keywords(options, method).items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    root = str(Path(jd.__file__).parents[1])
+    with log.open("ab") as said:
+        return subprocess.Popen(
+            command, stdout=said, stderr=said, env={**os.environ, "PYTHONPATH": root}
+        )
+
+
+def victims(folder: Path, life: int) -> list[dict]:
+    """The processes of this life of the job that have said something."""
+    return [one for one in status.read(folder) if one["restarts"] == life]
+
+
+def fire(
+    options: argparse.Namespace, process: subprocess.Popen[bytes], folder: Path, draw: random.Random
+) -> tuple[list[dict], dict[int, dict]]:
+    """Kills until enough were killed or the run ends; returns the kills and each life's last words."""
+    kills: list[dict] = []
+    last: dict[int, dict] = {}
+    due = time.monotonic() + _pause(options, draw)
+    while process.poll() is None:
+        time.sleep(0.1)
+        for one in status.read(folder):
+            if one["process"] == 0:
+                last[one["restarts"]] = one
+        life = max(last, default=0)
+        stepping = [one for one in victims(folder, life) if one["phase"] in ("step", "data")]
+        if kills and stepping and "seconds" not in kills[-1] and life >= kills[-1]["life"] + 1:
+            kills[-1]["seconds"] = time.time() - kills[-1]["time"]
+        if len(kills) >= options.kills or time.monotonic() < due:
+            continue
+        # Mostly while it works, now and then while it starts.
+        anybody = victims(folder, life) if draw.random() < 0.02 else stepping
+        if not anybody or (kills and kills[-1]["life"] >= life):
+            continue
+        victim = draw.choice(anybody)
+        try:
+            os.kill(victim["pid"], signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        kills.append({"process": victim["process"], "life": life, "time": time.time()})
+        due = time.monotonic() + _pause(options, draw)
+    return kills, last
+
+
+def _pause(options: argparse.Namespace, draw: random.Random) -> float:
+    return options.every or draw.uniform(0.2, 3.0)
+
+
+def causes(events: list[dict], last: dict[int, dict]) -> dict[str, float]:
+    """Where the seconds between the supervisor's first and last line went.
+
+    useful: steps that were kept, evaluations, checkpoints. redone: steps after the checkpoint that
+    the next life went on from. starting: imports, joining, restoring, compiling. pause: between two lives.
+    unseen: before the first and after the last word of a life.
+    """
+    seconds: defaultdict[str, float] = defaultdict(float)
+    lives = [(a, b) for a, b in zip(events[::2], events[1::2], strict=False)]
+    for begin, end in lives:
+        said = last.get(begin["restarts"], {})
+        spent = said.get("seconds", {})
+        working = sum(spent.get(phase, 0.0) for phase in WORKING)
+        starting = sum(spent.get(phase, 0.0) for phase in STARTING)
+        first, reached = max(begin["step"], 0), said.get("step", 0)
+        lost = max(reached - max(end["step"], 0), 0) if end["event"] == "failed" else 0
+        share = lost / (reached - first) if reached > first else 0.0
+        inside = sum(spent.get(phase, 0.0) for phase in ("data", "step")) * min(share, 1.0)
+        seconds["useful"] += working - inside
+        seconds["redone"] += inside
+        seconds["starting"] += starting
+        seconds["unseen"] += end["time"] - begin["time"] - working - starting
+    for (_, end), (begin, _) in itertools.pairwise(lives):
+        seconds["pause"] += begin["time"] - end["time"]
+    return dict(seconds)
+
+
+def digest(options: argparse.Namespace, method: str, folder: Path) -> str:
+    """Of all recorded losses and the bytes of the last state."""
+    import jax
+    import numpy as np
+
+    from jaxdist import checkpoint, experiment, run_folder
+    from jaxdist.executor import execute
+
+    made = experiment.read(__file__, keywords=keywords(options, method)).experiment
+    trainer = execute(made.algorithm, made.task.loss_fn, workers=made.workers)
+    like = trainer.init(made.task.init(jax.random.key(made.seed)))
+    found = checkpoint.restore(folder / "checkpoints", like)
+    if found is None or found.step != options.steps:
+        raise SystemExit(f"{folder} does not end at step {options.steps}: {found and found.step}")
+    told = [(line["step"], line["loss"]) for line in run_folder.read_metrics(folder)]
+    data = [np.asarray(x).tobytes() for x in jax.tree.leaves(found.state)]
+    return hashlib.sha256(json.dumps(told).encode() + b"".join(data)).hexdigest()
+
+
+def soak(options: argparse.Namespace, method: str, room: Path) -> dict:
+    """One method, undisturbed and under fire."""
+    draw = random.Random(options.seed)
+    calm, folder = room / f"{method}-calm", room / f"{method}-fire"
+    began = time.monotonic()
+    if launched(options, method, calm, room / "log").wait():
+        raise SystemExit(f"the undisturbed run failed: {(room / 'log').read_text()[-2000:]}")
+    undisturbed = time.monotonic() - began
+    began = time.monotonic()
+    process = launched(options, method, folder, room / "log")
+    try:
+        kills, last = fire(options, process, folder, draw)
+    finally:
+        process.kill()  # its processes go with it
+    wall = time.monotonic() - began
+    if process.wait():
+        raise SystemExit(f"the run under fire failed: {(room / 'log').read_text()[-2000:]}")
+    seconds = causes(status.supervisor(folder), last)
+    back = sorted(kill["seconds"] for kill in kills if "seconds" in kill)
+    return {
+        "method": method,
+        "kills": len(kills),
+        "of_process_0": sum(kill["process"] == 0 for kill in kills),
+        "same_bits": digest(options, method, calm) == digest(options, method, folder),
+        "wall_seconds": round(wall, 2),
+        "undisturbed_seconds": round(undisturbed, 2),
+        "seconds_by_cause": {name: round(value, 2) for name, value in seconds.items()},
+        "accounted": round(sum(seconds.values()) / wall, 4),
+        "goodput": round(seconds.get("useful", 0.0) / wall, 4),
+        "kill_to_step_seconds_median": round(back[len(back) // 2], 2) if back else None,
+        "kill_to_step_seconds_most": round(back[-1], 2) if back else None,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line, soaks each method, prints one JSON line for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20, help="for each method (20)")
+    parser.add_argument("--minutes", type=float, help="instead: as many kills as go into this time")
+    parser.add_argument("--every", type=float, help="seconds between kills (random, 0.2 to 3)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--processes", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--save-every", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="also append the lines to this file")
+    options = parser.parse_args(arguments)
+    if options.minutes:
+        options.every = options.every or 30.0
+        options.kills = int(options.minutes * 60 / options.every / len(options.methods))
+    wrong = 0
+    with tempfile.TemporaryDirectory(prefix="jaxdist-soak-") as room:
+        for method in options.methods:
+            line = json.dumps(soak(options, method, Path(room)))
+            wrong += '"same_bits": false' in line
+            print(line, flush=True)
+            if options.output:
+                with options.output.open("a") as file:
+                    file.write(line + "\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""How a process of several leaves after an error: at once, and with the error where it is found.
+
+A process that only raised would wait for the others in the shutdown of JAX, and they for it in their
+next exchange, for minutes.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+INTERRUPTED = 130
+FAILED = 70  # the exit code after an error that nobody foresaw
+REFUSED = (1, 2)  # every process refuses the same
+ERRORS = "JAXDIST_ERRORS"  # where a supervisor looks for errors
+ERROR = "error.json"
+
+
+@contextlib.contextmanager
+def leaving(
+    code: Callable[[BaseException], int],
+    *,
+    who: Callable[[], tuple[int, int]],
+    now: Callable[[], tuple[str, int]],
+    folder: Path,
+) -> Iterator[None]:
+    """Inside, an error is told and ends the process.
+
+    Args:
+      code: `code(error)` -> the exit code of an error that was foreseen, else 0.
+      who: `who()` -> the number of this process, and how many there are.
+      now: `now()` -> the phase and the step.
+      folder: the run's, where the first error of a job is kept as error.json.
+    """
+    try:
+        yield
+    except SystemExit:  # of --help
+        raise
+    except BaseException as error:
+        stopped = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
+        _leave(error, code=code(error) or stopped, process=who()[0], at=now(), folder=folder)
+
+
+def _leave(
+    error: BaseException, *, code: int, process: int, at: tuple[str, int], folder: Path
+) -> NoReturn:
+    text = "".join(traceback.format_exception(error))
+    phase, step = at
+    record = {
+        "process": process,
+        "time": time.time(),
+        "phase": phase,
+        "step": step,
+        "code": code,
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": text,
+    }
+    if supervised():
+        _keep(Path(os.environ[ERRORS], f"{process}.json"), record)
+    if code not in REFUSED:
+        if folder.is_dir():
+            _keep(folder / ERROR, record)
+        if not supervised():
+            print(tagged(record), file=sys.stderr)
+    elif process == 0:
+        print(f"jaxdist: {' '.join(str(error).split())}", file=sys.stderr)
+    else:
+        print(f"[process {process}] {' '.join(str(error).split())}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code in REFUSED and process == 0:
+        # The others end when the coordinator does: they may first say what they refuse.
+        time.sleep(1.0)
+    os._exit(code)
+
+
+def supervised() -> bool:
+    """Whether somebody looks at exit codes and shows the error."""
+    return bool(os.environ.get(ERRORS))
+
+
+def tagged(record: dict) -> str:
+    """An error as lines that all say whose it is.
+
+    >>> print(tagged({"process": 1, "phase": "data", "step": 7, "traceback": "KeyError: 'x'"}))
+    [process 1] failed in phase data of step 7
+    [process 1] KeyError: 'x'
+    """
+    head = f"failed in phase {record['phase']} of step {record['step']}"
+    lines = [head, *record["traceback"].rstrip().split("\n")]
+    return "\n".join(f"[process {record['process']}] {line}" for line in lines)
+
+
+def _keep(file: Path, record: dict) -> None:
+    """Writes it, unless an earlier error is there: the later ones follow from it."""
+    with contextlib.suppress(OSError), file.open("x", encoding="utf-8") as handle:
+        json.dump(record, handle, indent=1)

@@ -1,0 +1,296 @@
+"""Several processes of one run on this host, started together, ended together, started again.
+
+The supervisor never touches JAX. As with torchrun any bad exit ends all; a new life has a new port and
+waits longer each time, and after `max_restarts` failures without a new checkpoint it gives up. No child
+outlives it, however it ends: the kernel kills them.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxdist import fail_fast, fault_plan, watchdog
+
+EVENTS = "supervisor.jsonl"
+LOCK = "supervisor.lock"
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 60.0
+LOOK_SECONDS = 0.05
+# After a refusal the others say the same; after anything else they would only say that somebody left.
+REFUSAL_SECONDS = 5.0
+PR_SET_PDEATHSIG = 1
+
+
+class End(NamedTuple):
+    """How one life of a job ended.
+
+    Attributes:
+      code: the exit code for the user; 0: all processes are done.
+      cause: in a few words, who and why.
+      again: whether another life may end otherwise.
+      told: what to show last: a traceback, each line tagged with its process.
+      same: what two failures have in common that would fail for ever.
+    """
+
+    code: int
+    cause: str
+    again: bool
+    told: str = ""
+    same: Any = None
+
+
+def launch(
+    command: Sequence[str],
+    folder: Path,
+    *,
+    processes: int,
+    devices_per_process: int = 1,
+    max_restarts: int = 3,
+) -> int:
+    """Runs `jaxdist COMMAND` in several processes until it is done.
+
+    Args:
+      command: `["train", CONFIG, ...]`.
+      folder: the run's.
+      processes: how many.
+      devices_per_process: simulated CPU devices of each.
+      max_restarts: so many failures in a row without a new checkpoint are forgiven.
+
+    Returns:
+      The exit code: 0 done or stopped and saved, else that of the process that failed first.
+
+    Raises:
+      ValueError: numbers that are no counts, a folder that has another supervisor.
+    """
+    for name, value in (("processes", processes), ("devices-per-process", devices_per_process)):
+        if value < 1:
+            raise ValueError(f"--{name} {value}: expected a positive integer; write --{name} 2")
+    if max_restarts < 0:
+        raise ValueError(f"--max-restarts {max_restarts}: expected 0 or more; write 3")
+    with _alone(folder) as event, _signals() as came:
+        failures, restarts, saved, before = 0, 0, newest(folder), None
+        while True:
+            event("start", restarts=restarts, step=saved)
+            end = _life(command, folder, processes, devices_per_process, restarts, came)
+            step = newest(folder)
+            event(_word(end, came), cause=end.cause, step=step, restarts=restarts)
+            if end.told:
+                _say(end.told)
+            if end.code == 0 or came or not end.again:
+                return end.code
+            if end.same is not None and end.same == before:
+                _say(
+                    f"jaxdist launch: {end.cause}: the same error at the same step twice, given up"
+                )
+                return end.code
+            failures = 1 if step > saved else failures + 1
+            saved, before = max(step, saved), end.same
+            if failures > max_restarts:
+                _say(
+                    f"jaxdist launch: {end.cause}; given up after {failures} failures without a new "
+                    f"checkpoint (--max-restarts {max_restarts})"
+                )
+                return end.code
+            pause = min(FIRST_PAUSE_SECONDS * 2 ** (failures - 1), LONGEST_PAUSE_SECONDS)
+            restarts += 1
+            _say(
+                f"jaxdist launch: {end.cause}; restart {restarts} from "
+                f"{f'step {step}' if step >= 0 else 'the beginning'} in {pause:.1f} s"
+            )
+            until = time.monotonic() + pause
+            while time.monotonic() < until and not came:
+                time.sleep(LOOK_SECONDS)
+            if came:
+                return 128 + came[0]
+
+
+def _word(end: End, came: list[int]) -> str:
+    return "stopped" if came else "failed" if end.code else "done"
+
+
+def _life(
+    command: Sequence[str],
+    folder: Path,
+    processes: int,
+    devices: int,
+    restarts: int,
+    came: list[int],
+) -> End:
+    """Starts all processes, waits for all or for the first that fails, and leaves none."""
+    with contextlib.suppress(OSError):
+        (folder / fail_fast.ERROR).unlink()
+    with tempfile.TemporaryDirectory(prefix="jaxdist-") as errors:
+        port, children = _free_port(), []
+        try:
+            for process in range(processes):
+                given = _environment(process, processes, devices, restarts, port, errors)
+                children.append(_start(command, given))
+            return _wait(children, Path(errors), came)
+        finally:
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+
+
+def _wait(children: list[subprocess.Popen[bytes]], errors: Path, came: list[int]) -> End:
+    passed = 0
+    while True:
+        codes = [child.poll() for child in children]
+        if len(came) > passed:
+            if passed:
+                return End(128 + came[-1], "stopped at once", False)
+            passed = len(came)
+            for child in children:
+                # JAX hears this one, and all of them stop at the same step.
+                child.send_signal(signal.SIGTERM)
+        if all(code == 0 for code in codes):
+            return End(0, "done", False)
+        if any(codes):
+            return _end(children, codes, errors, came)
+        time.sleep(LOOK_SECONDS)
+
+
+def _end(
+    children: list[subprocess.Popen[bytes]],
+    codes: list[int | None],
+    errors: Path,
+    came: list[int],
+) -> End:
+    """Why the first process failed."""
+    if any(code in fail_fast.REFUSED for code in codes):
+        until = time.monotonic() + REFUSAL_SECONDS
+        while time.monotonic() < until and any(child.poll() is None for child in children):
+            time.sleep(LOOK_SECONDS)
+        code = next(code for code in codes if code in fail_fast.REFUSED)
+        return End(code or 2, "refused", False)
+    told = sorted(map(_read, errors.glob("*.json")), key=lambda error: error["time"])
+    bad = [(process, code) for process, code in enumerate(codes) if code]
+    # Abort is how JAX ends a process when another one is lost: it is no cause.
+    killed = [(p, -c) for p, c in bad if c < 0 and -c != signal.SIGABRT]
+    if came and killed:
+        return End(128 + came[0], "stopped before it could save", False)
+    if killed:
+        process, number = killed[0]
+        return End(128 + number, f"process {process} died of {signal.Signals(number).name}", True)
+    if told:
+        error = told[0]
+        where = f"{error['type']} in phase {error['phase']} of step {error['step']}"
+        cause = f"process {error['process']}: {where}"
+        same = error["type"], error["message"], error["phase"], error["step"]
+        return End(error["code"], cause, True, fail_fast.tagged(error), same)
+    process, code = bad[0]
+    stuck = " (stuck, see the stacks above)" if code == watchdog.STUCK else ""
+    return End(abs(code), f"process {process} ended with code {code}{stuck}", True)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(file.read_text("utf-8"))
+    unknown = {"type": "an error", "message": "", "phase": "?", "step": 0, "traceback": "(lost)"}
+    return {"process": int(file.stem), "time": time.time(), "code": fail_fast.FAILED, **unknown}
+
+
+def _environment(
+    process: int, processes: int, devices: int, restarts: int, port: int, errors: str
+) -> dict[str, str]:
+    own = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_PROCESS_ID": str(process),
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        fault_plan.RESTARTS: str(restarts),
+        fail_fast.ERRORS: errors,
+    }
+    # Two threads for each simulated device, or XLA's pool on CPU may hang; see conftest.py.
+    usual = {"JAX_PLATFORMS": "cpu", "NPROC": str(max(2 * devices, 2))}
+    return {**usual, **os.environ, **own}
+
+
+def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    parent, libc = os.getpid(), ctypes.CDLL(None)
+
+    def bound() -> None:
+        # Before exec: the kernel kills the child when its supervisor ends, even by SIGKILL.
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(fail_fast.FAILED)
+
+    # A session of its own: Ctrl-C reaches the supervisor alone, which passes it on once.
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxdist", *command],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=bound,
+        start_new_session=True,
+    )
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def newest(folder: Path) -> int:
+    """The newest checkpoint that was saved to its end; -1: none."""
+    manifests = (folder / "checkpoints").glob("*/manifest.json")
+    names = [path.parent.name for path in manifests]
+    return max((int(name) for name in names if name.isdecimal()), default=-1)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[Callable[..., None]]:
+    """Holds the folder for this supervisor; yields what writes its events there."""
+    status = folder / watchdog.STATUS
+    try:
+        status.mkdir(parents=True, exist_ok=True)
+        handle = os.open(status / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ValueError(f"--workdir {folder}: {error.strerror}; choose another") from None
+    with os.fdopen(handle, "r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"--workdir {folder} has a supervisor: {lock.read(200).strip()}: wait for it, or choose "
+                "another"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        for old in status.glob("*.json"):
+            old.unlink()
+
+        def event(name: str, **more: Any) -> None:
+            line = {"time": time.time(), "event": name, "pid": os.getpid(), **more}
+            with contextlib.suppress(OSError), (status / EVENTS).open("a") as events:
+                events.write(json.dumps(line) + "\n")
+
+        yield event
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Inside, Ctrl-C and SIGTERM are noted in the list, and do not end the supervisor."""
+    came: list[int] = []
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = {n: signal.signal(n, lambda number, frame: came.append(number)) for n in numbers}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,41 @@
+"""Where a run goes on from: its newest intact checkpoint, or the beginning."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxdist import checkpoint
+
+Resume = Literal["auto", "must", "never"]
+Say = Callable[[str], None]
+
+
+def newest(folder: Path, state: Any, *, resume: Resume, say: Say) -> tuple[Any, int]:
+    """The state to go on from, and its step.
+
+    Args:
+      folder: the run's.
+      state: where a fresh run begins.
+      resume: `"must"` refuses a folder without a checkpoint, `"never"` one with.
+      say: what to do with a line that says which checkpoints were refused, and why.
+
+    Raises:
+      ValueError: what `resume` refuses, or no checkpoint is intact.
+    """
+    found = checkpoint.restore(folder / "checkpoints", state)
+    if resume == "must" and found is None:
+        raise ValueError(f"--resume must: {folder} holds no checkpoint; write --resume auto")
+    if resume == "never" and found is not None:
+        raise ValueError(f"--resume never: {folder} holds step {found.step}; choose another folder")
+    for line in () if found is None else found.said:
+        say(line)
+    return (state, 0) if found is None else (found.state, found.step)
+
+
+def kind(begin: int, steps: int) -> str:
+    """What to call a run that begins at this step.
+
+    >>> kind(0, 100), kind(40, 100), kind(100, 100)
+    ('fresh run', 'resuming', 'already complete')
+    """
+    return "already complete" if begin >= steps else "resuming" if begin else "fresh run"

@@ -1,0 +1,118 @@
+"""What the processes of a run are doing, read from its folder by somebody else.
+
+Each process writes `status/<process>.json` twice a second (`jaxdist/watchdog.py`), their supervisor a line
+for each start and end (`jaxdist/launch.py`). Nothing here imports JAX.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxdist import launch, watchdog
+
+# Without a sign of life for so long a process is frozen, or its host is gone.
+SILENT_SECONDS = 5.0
+# Processes of one run may be some steps apart; so many are not explained by a queue of steps.
+BEHIND_STEPS = 16
+
+
+def rows(folder: Path, *, now: float | None = None) -> Iterator[tuple[str, str]]:
+    """Names and values to be shown.
+
+    Args:
+      folder: a run's.
+      now: seconds since the epoch; None: the clock's.
+
+    Raises:
+      ValueError: it holds no status.
+    """
+    now = time.time() if now is None else now
+    processes = read(folder)
+    events = supervisor(folder)
+    if not processes and not events:
+        raise ValueError(f"{folder} holds no status: expected the folder of a run; write runs/NAME")
+    yield "run folder", str(folder)
+    last = events[-1]["event"] if events else None
+    if last and last != "start":
+        yield "supervisor", f"{last}: {events[-1].get('cause', '')}"
+    if processes:
+        slowest = min(processes, key=lambda one: one["step"])
+        yield "phase", slowest["phase"]
+        yield "step", f"{slowest['step']}{_of(folder)}"
+        yield "steps a second", f"{slowest['steps_per_second']:.1f}"
+        yield "processes", f"{len(processes)} of {processes[0]['processes']}"
+    yield "last checkpoint", _checkpoint(folder, now)
+    yield "restarts", str(sum(event["event"] == "start" for event in events[1:]))
+    for cause, count in Counter(e["cause"] for e in events if e["event"] == "failed").items():
+        yield "  because", f"{cause}{f' ({count} times)' if count > 1 else ''}"
+    for one in processes:
+        said = f"{one['phase']} of step {one['step']} for {one['lasted']:.1f} s, {one['host']} {one['pid']}"
+        yield (
+            f"process {one['process']}",
+            said + "".join(f"; {x}" for x in odd(one, processes, now)),
+        )
+
+
+def odd(one: dict[str, Any], processes: list[dict[str, Any]], now: float) -> list[str]:
+    """What is wrong with a process: it is silent, behind, or what the others wait for.
+
+    Example:
+      >>> one = {"step": 3, "time": 90.0, "phase": "data", "lasted": 8.0}
+      >>> other = {"step": 30, "time": 100.0, "phase": "step", "lasted": 8.0}
+      >>> odd(one, [one, other], 100.0)
+      ['silent for 10 s', '27 steps behind', 'the others wait for it']
+    """
+    ahead = max(other["step"] for other in processes) - one["step"]
+    silent = now - one["time"]
+    # The one that is not in an exchange is the one that keeps the others there.
+    others = [other for other in processes if other is not one]
+    inside = [other["phase"] == "step" and other["lasted"] > 2 for other in others]
+    keeps = one["phase"] == "data" and one["lasted"] > 2 and bool(inside) and all(inside)
+    ended = one["phase"] == "end"
+    return [
+        *([f"silent for {silent:.0f} s"] if silent > SILENT_SECONDS and not ended else []),
+        *([f"{ahead} steps behind"] if ahead >= BEHIND_STEPS else []),
+        *(["the others wait for it"] if keeps else []),
+    ]
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """What each process last wrote, in their order."""
+    files = (folder / watchdog.STATUS).glob("*.json")
+    found = [_json(file.read_text("utf-8")) for file in files if file.stem.isdecimal()]
+    return sorted((one for one in found if one), key=lambda one: one["process"])
+
+
+def supervisor(folder: Path) -> list[dict[str, Any]]:
+    """What the newest supervisor wrote."""
+    file = folder / watchdog.STATUS / launch.EVENTS
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
+    found = [event for event in map(_json, lines) if event]
+    return [event for event in found if event["pid"] == found[-1]["pid"]]
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:  # torn off by a kill
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _of(folder: Path) -> str:
+    """How many steps there are, if the config calls them so."""
+    file = folder / "experiment.json"
+    record = _json(file.read_text("utf-8")) if file.exists() else {}
+    steps = record.get("keywords", {}).get("steps")
+    return f" of {steps}" if steps else ""
+
+
+def _checkpoint(folder: Path, now: float) -> str:
+    step = launch.newest(folder)
+    if step < 0:
+        return "none"
+    ago = now - (folder / "checkpoints" / str(step)).stat().st_mtime
+    return f"step {step}, {max(ago, 0):.0f} s ago"

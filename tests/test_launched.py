@@ -1,0 +1,256 @@
+"""Runs of several processes under a supervisor: killed, stopped and failing, they end where they should."""
+
+import os
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from jaxdist import checkpoint, experiment
+from jaxdist.executor import execute
+
+pytestmark = pytest.mark.processes
+SLOWLY = ("--slow", "0.05")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody disturbs: its config and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = runs.small(folder)
+    code, out, err = runs.ended(runs.launch(config, folder / "run"))
+    assert code == 0, err
+    assert "4 workers on 2 x cpu" in out
+    return config, folder / "run"
+
+
+def parameters(config, folder):
+    """The bytes of the last state."""
+    made = experiment.read(config).experiment
+    trainer = execute(made.algorithm, made.task.loss_fn, workers=made.workers)
+    like = trainer.init(made.task.init(jax.random.key(0)))
+    found = checkpoint.restore(folder / "checkpoints", like)
+    assert found.step == 40
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(found.state)]
+
+
+def same_as(whole, folder):
+    """Whether a run recorded the same, and ended with the same parameters, as the undisturbed one."""
+    config, undisturbed = whole
+    assert runs.recorded(folder) == runs.recorded(undisturbed)
+    assert parameters(config, folder) == parameters(config, undisturbed)
+    return True
+
+
+def step_reached(folder, step):
+    return lambda: [s for s in runs.statuses(folder) if s["step"] >= step]
+
+
+def nobody_left(pids, *, seconds=5.0):
+    return runs.until(lambda: not any(map(runs.alive, pids)), seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "kill:1@step=17",
+        pytest.param("kill:0@step=23", marks=pytest.mark.slow),
+        pytest.param("kill:1@read=0,kill:0@init=0/1,kill:1@compile=0/2", marks=pytest.mark.slow),
+        pytest.param("kill:1@step=17,kill:0@restore=0/1,kill:1@save=28/2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_process_is_started_again_and_the_run_ends_bit_for_bit_the_same(
+    whole, tmp_path, plan
+):
+    config, _ = whole
+    code, _, err = runs.ended(runs.launch(config, tmp_path / "run", plan=plan))
+    assert code == 0, err
+    faults = plan.count("kill")
+    assert err.count("died of SIGKILL; restart") == faults, err
+    assert [e["event"] for e in runs.events(tmp_path / "run")] == [
+        *["start", "failed"] * faults,
+        "start",
+        "done",
+    ]
+    assert same_as(whole, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_killed_while_it_saves_the_step_before_is_restored(whole, tmp_path):
+    config, _ = whole
+    folder = tmp_path / "run"
+    process = runs.launch(config, folder, "--slow", "0")
+    saves = folder / "checkpoints"
+
+    def unfinished():
+        return saves.is_dir() and [p for p in saves.iterdir() if checkpoint.UNFINISHED in p.name]
+
+    found = runs.until(unfinished)
+    os.kill(next(s["pid"] for s in runs.statuses(folder) if s["process"] == 0), signal.SIGKILL)
+    code, _, err = runs.ended(process)
+    assert code == 0, err
+    assert "process 0 died of SIGKILL" in err
+    assert found
+    assert not unfinished()
+    assert same_as(whole, folder)
+
+
+@pytest.mark.parametrize("phase", ["data=9", pytest.param("save=14", marks=pytest.mark.slow)])
+def test_an_error_in_one_process_ends_all_at_once_and_its_traceback_is_last(tmp_path, phase):
+    config, folder = runs.small(tmp_path), tmp_path / "run"
+    code, _, err = runs.ended(runs.launch(config, folder, plan=f"raise:1@{phase}/*"))
+    assert code == 70
+    name, step = phase.split("=")
+    last = err.strip().split("\n")
+    assert "the same error at the same step twice, given up" in last[-1]
+    assert (
+        last[-2] == f"[process 1] RuntimeError: a fault of the plan, in phase {name} of step {step}"
+    )
+    assert f"[process 1] failed in phase {name} of step {step}" in last
+    told = runs.json.loads((folder / "error.json").read_text())
+    assert (told["process"], told["phase"], told["step"]) == (1, name, int(step))
+    first, failed = runs.events(folder)[:2]
+    assert failed["event"] == "failed"
+    # From the error to the last process's end, not from the start of the job.
+    assert runs.events(folder)[3]["time"] - told["time"] < 5
+    assert first["time"] < told["time"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victims", [(1,), (0, 1)])
+def test_a_term_to_one_or_to_all_saves_one_common_step(whole, tmp_path, victims):
+    config, folder = runs.small(tmp_path), tmp_path / "run"
+    process = runs.launch(config, folder, *SLOWLY)
+    runs.until(step_reached(folder, 7))
+    pids = {s["process"]: s["pid"] for s in runs.statuses(folder)}
+    began = time.monotonic()
+    for victim in victims:
+        os.kill(pids[victim], signal.SIGTERM)
+    code, out, err = runs.ended(process)
+    assert code == 0, err
+    assert time.monotonic() - began < 20
+    step = int(out.split("saved step ")[1].split(";")[0])
+    assert 7 <= step < 40
+    assert checkpoint.steps(folder / "checkpoints")[-1] == step
+    assert nobody_left(pids.values())
+    code, out, err = runs.ended(runs.launch(config, folder, *SLOWLY))
+    assert f"resuming: step {step} of 40" in out
+    assert runs.recorded(folder) == runs.recorded(whole[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_supervisor_is_passed_on_once_and_leaves_nobody(tmp_path, number):
+    config, folder = runs.small(tmp_path), tmp_path / "run"
+    process = runs.launch(config, folder, *SLOWLY)
+    runs.until(step_reached(folder, 7))
+    pids = [s["pid"] for s in runs.statuses(folder)]
+    os.killpg(process.pid, number)  # as a terminal does
+    code, out, err = runs.ended(process)
+    assert code == 0, err
+    assert "saved step" in out
+    assert runs.events(folder)[-1]["event"] == "stopped"
+    assert nobody_left(pids)
+
+
+@pytest.mark.slow
+def test_a_second_signal_stops_at_once(tmp_path):
+    config, folder = runs.small(tmp_path), tmp_path / "run"
+    # Nobody asks whether to stop while the data takes a minute.
+    process = runs.launch(config, folder, plan="hang:1@data=9")
+    runs.until(lambda: [s for s in runs.statuses(folder) if s["step"] >= 9])
+    pids = [s["pid"] for s in runs.statuses(folder)]
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    code, _, err = runs.ended(process)
+    assert code == 130, err
+    assert time.monotonic() - began < 5
+    assert nobody_left(pids)
+
+
+@pytest.mark.slow
+def test_a_killed_supervisor_takes_its_processes_along_and_a_new_one_goes_on(whole, tmp_path):
+    config, folder = whole[0], tmp_path / "run"
+    process = runs.launch(config, folder)
+    runs.until(lambda: checkpoint.steps(folder / "checkpoints"))
+    pids = [s["pid"] for s in runs.statuses(folder)]
+    assert len(pids) == 2
+    process.kill()
+    assert nobody_left(pids, seconds=2)
+    process.communicate()
+    code, out, err = runs.ended(runs.launch(config, folder))
+    assert code == 0, err
+    assert "resuming: step" in out or "already complete" in out
+    assert same_as(whole, folder)
+
+
+@pytest.mark.slow
+def test_a_stuck_process_is_named_and_ended_with_its_stacks(whole, tmp_path):
+    config, folder = whole[0], tmp_path / "run"
+    process = runs.launch(config, folder, plan="hang:1@data=9", JAXDIST_PATIENCE_SECONDS="25")
+    code, _, err = runs.ended(process)
+    assert code == 0, err
+    assert "[process 1] waiting for the data, at step 9" in err
+    assert "[process 1] stuck in phase data of step 9" in err
+    assert "fault_plan.py" in err, "the stack says where"
+    assert same_as(whole, folder)
+
+
+@pytest.mark.slow
+def test_it_gives_up_after_failures_without_a_new_checkpoint(tmp_path):
+    config, folder = runs.small(tmp_path), tmp_path / "run"
+    process = runs.start(
+        "launch", "--processes", "2", "--max-restarts", "1", "--", "train", config,
+        "--workdir", str(folder), JAXDIST_TEST_FAULTS="1", JAXDIST_FAULT_PLAN="kill:1@compile=0/*",
+    )  # fmt: skip
+    code, _, err = runs.ended(process)
+    assert code == 128 + signal.SIGKILL
+    assert "given up after 2 failures without a new checkpoint" in err
+
+
+def test_a_folder_has_one_supervisor_and_names_it(tmp_path):
+    config, folder = runs.small(tmp_path), tmp_path / "run"
+    first = runs.launch(config, folder, plan="hang:0@read=0")
+    try:
+        runs.until(lambda: (folder / "status" / "supervisor.jsonl").exists())
+        code, _, err = runs.ended(runs.launch(config, folder))
+        assert code == 2
+        assert f"has a supervisor: process {first.pid} on " in err
+    finally:
+        first.kill()
+        first.communicate()
+
+
+@pytest.mark.slow
+def test_one_supervised_process_is_started_again_too(tmp_path):
+    config, folder = runs.small(tmp_path), tmp_path / "run"
+    process = runs.launch(config, folder, processes=1, plan="raise:0@data=17")
+    code, _, err = runs.ended(process)
+    assert code == 0, err
+    assert "[process 0] RuntimeError: a fault of the plan, in phase data of step 17" in err
+    assert "restart 1 from step 14" in err
+    assert runs.lines(folder)[-1]["step"] == 40
+
+
+@pytest.mark.slow
+def test_reproducible_losses_are_those_of_one_process_with_as_many_devices(tmp_path):
+    config = tmp_path / "fixed.py"
+    config.write_text(runs.SMALL.replace("seed=seed,\n        eval", "reproducible=True, eval"))
+    assert "reproducible=True" in config.read_text()
+    code, _, err = runs.ended(runs.launch(str(config), tmp_path / "two"))
+    assert code == 0, err
+    alone = runs.start(
+        "train", str(config), "--workdir", str(tmp_path / "one"), JAX_NUM_CPU_DEVICES="2", NPROC="4"
+    )
+    code, out, err = runs.ended(alone)
+    assert code == 0, err
+    assert "on 2 x cpu" in out
+    losses = [[line["loss"] for line in runs.lines(tmp_path / name)] for name in ("one", "two")]
+    assert len(losses[0]) == 40
+    assert losses[0] == losses[1]
