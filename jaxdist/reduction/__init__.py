@@ -1,4 +1,4 @@
-"""Everybody gets the same mean: exact, of compressed payloads, with a memory, or of low rank."""
+"""Everybody gets the same mean: exact, in shares, of compressed payloads, with a memory, of low rank."""
 
 from jaxdist.reduction.base import Reducer as Reducer
 from jaxdist.reduction.base import mean as mean

@@ -1,12 +1,9 @@
-"""Sharded means: everybody keeps the mean of a part, and hands it to all."""
-
-from typing import Any
+"""A mean of which every worker keeps its own share, and all shares put together."""
 
 import jax
 
 from jaxdist import buckets, faults, worker
-
-PyTree = Any
+from jaxdist.reduction.base import PyTree
 
 
 def scattered_mean(rows: PyTree) -> PyTree:
