@@ -58,7 +58,10 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "accumulated" else ()) for name in RULES],
+)
 def test_it_is_all_reduce_for_every_elementwise_rule(standard_promotion, name):
     _, own = end(jd.sharded_all_reduce(RULES[name]()), workers=6, devices=2)
     _, whole = end(jd.all_reduce(RULES[name]()), workers=6, devices=2)
