@@ -3,8 +3,8 @@
     jaxdist train configs/digits_cross_device.py
 
 An MLP on scikit-learn's digits, eleven images a client, most of one digit or two. Nothing is downloaded.
-Seen on 24 November 2026, 2 CPU cores busy with other work, one device: test accuracy 0.967, 7.7 MB sent by
-each worker. Its learning rate was not tuned.
+Seen on 24 November 2026, 2 CPU cores under a load of 15, one device, 97 s with imports and compiling: test
+accuracy 0.967, 7.7 MB sent by each worker. Its learning rate was not tuned.
 """
 
 import optax

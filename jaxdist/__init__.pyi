@@ -51,6 +51,7 @@ from .algorithms.one_bit_adam import one_bit_adam as one_bit_adam
 from .algorithms.pairwise import pairwise as pairwise
 from .algorithms.push_sum import push_sum as push_sum
 from .algorithms.relay import relay as relay
+from .algorithms.sharded_all_reduce import sharded_all_reduce as sharded_all_reduce
 from .algorithms.sign_majority import sign_majority as sign_majority
 from .algorithms.slow_momentum import slow_momentum as slow_momentum
 from .algorithms.stale_synchronous import stale_synchronous as stale_synchronous

@@ -72,6 +72,8 @@ def recording(folder: Path, *, begin: int, steps: int) -> Iterator[Recorder]:
         def sync() -> None:
             lines.flush()
             os.fsync(lines.fileno())
+            if not (folder / run_folder.METRICS).exists():
+                raise OSError(f"{folder} is gone, and the run with it: it was removed while it ran")
 
         yield Recorder(write, sync)
 

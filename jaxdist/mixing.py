@@ -179,7 +179,7 @@ def mix_compressed(
         may be summed, which draw alike.
 
     Returns:
-      Two pytrees like `tree`, this worker's own.
+      Two pytrees like `tree`, the first in at least float32, this worker's own.
 
     Communication:
       Payloads only: compressor.bytes(tree) for each permutation of the round that moves anything.

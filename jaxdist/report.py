@@ -1,4 +1,4 @@
-"""Tables and pictures to look at: a run, several side by side, and a topology's rounds."""
+"""Tables and pictures to look at: runs, a topology's rounds, a plan's efficiencies."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from jaxdist.plan import Row
 from jaxdist.topology import Round, Topology
 
 
@@ -120,6 +121,29 @@ def draw_topology(topology: Topology, file: Path, *, title: str, most: int = 6) 
         axes.axis("off")
     hidden = topology.period - rounds
     figure.suptitle(title + (f"; {hidden} more rounds are not shown" if hidden else ""))
+    figure.savefig(file, dpi=120)
+
+
+def draw_plan(rows: list[Row], file: Path, *, title: str) -> None:
+    """Draws predicted scaling efficiency against the number of workers, a line for each method.
+
+    Args:
+      rows: of `jaxdist.plan`.
+      file: where to, a .png or .svg.
+      title: what stands above.
+    """
+    figure = Figure(figsize=(8.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for mark, name in zip("osv^DPX*<>", dict.fromkeys(row.method for row in rows), strict=False):
+        own = sorted((row.workers, row.prediction.efficiency) for row in rows if row.method == name)
+        axes.plot(*zip(*own, strict=True), marker=mark, alpha=0.8, label=name)
+    counts = sorted({row.workers for row in rows})
+    axes.set(xscale="log", xlabel="workers", ylabel="predicted efficiency", ylim=(0, 1.05))
+    axes.set_xticks(counts, [str(n) for n in counts])
+    axes.set_xticks([], minor=True)
+    axes.grid(alpha=0.3)
+    axes.set_title(f"{title}: predicted, not measured", fontsize=9)
+    figure.legend(loc="outside right center", fontsize=8)
     figure.savefig(file, dpi=120)
 
 

@@ -28,6 +28,7 @@ import jax
 
 from jaxdist import cluster
 from jaxdist.fail_fast import ERROR
+from jaxdist.manifest import JSON_BYTES
 from jaxdist.watchdog import STATUS
 
 LOCK = "lock"
@@ -178,12 +179,17 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
       ValueError: the folder holds no run.
     """
+    file = folder / RECORD
     try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
-    except (OSError, ValueError):
+        if file.stat().st_size > JSON_BYTES:
+            raise ValueError(
+                f"{file} has {file.stat().st_size} bytes, at most {JSON_BYTES} are read"
+            )
+        record = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         raise ValueError(f"{folder} holds no run: expected a folder with {RECORD}") from None
     if not isinstance(record, dict) or not {"config", "keywords", "source"} <= record.keys():
-        raise ValueError(f"{folder / RECORD} was not written by jaxdist")
+        raise ValueError(f"{file} was not written by jaxdist")
     return record
 
 

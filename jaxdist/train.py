@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdist import checkpoint, feed, metrics, report, resuming, run_folder, stopping
+from jaxdist import feed, metrics, report, resuming, run_folder, stopping
 from jaxdist.algorithms.base import bytes_sent
 from jaxdist.data import check_batch
 from jaxdist.experiment import Config, trainer_of
 from jaxdist.resuming import Resume, Say
+from jaxdist.saving import saving
 from jaxdist.watchdog import NOBODY, Watch
 
 
@@ -91,6 +92,7 @@ def _train(
         feed.batches(
             experiment.task.stream, trainer, begin, resident=experiment.resident
         ) as batches,
+        saving(saves, keep=2) as saver,
     ):
 
         def settle() -> None:
@@ -109,8 +111,7 @@ def _train(
             finite = metrics.fetch(metrics.finite_points(trainer.gradient_at(state)), trainer)
             metrics.check_finite(done, finite, params, of="parameters")
             recorder.sync()
-            if done not in checkpoint.steps(saves):
-                checkpoint.save(saves, done, state, keep=2)
+            saver.save(done, state)
 
         while done < experiment.steps and not stop(done):
             watch.enter("data", done)

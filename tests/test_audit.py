@@ -200,3 +200,36 @@ def test_the_shell_shows_and_writes_what_a_step_sends(tmp_path, capsys):
     assert written["alias_bytes"] == 2 * 16 + 4
     assert cli.main(["inspect", config, "--target", "v9:1"]) == 2
     assert "there is no target 'v9:1'" in capsys.readouterr().err
+
+
+CHAIN = """HloModule m, is_scheduled=true
+
+%first (p: f32[256]) -> f32[256] {
+  %p = f32[256]{0} parameter(0)
+  ROOT %r.1 = f32[256]{0} all-reduce(%p), replica_groups={{0,1}}, frontend_attributes={chain_id="0"}
+}
+
+%async_collective_fusion.1 (q: f32[256]) -> f32[256] {
+  %q = f32[256]{0} parameter(0)
+  ROOT %r.2 = f32[256]{0} all-reduce(%q), replica_groups={{0,1}}, frontend_attributes={chain_id="0"}
+}
+
+%last (s: f32[256]) -> f32[256] {
+  %s = f32[256]{0} parameter(0)
+  ROOT %r.3 = f32[256]{0} all-reduce(%s), replica_groups={{0,1}}, frontend_attributes={chain_id="0"}
+}
+
+ENTRY %main (x: f32[256]) -> f32[256] {
+  %x = f32[256]{0} parameter(0)
+  %async-collective-start = f32[256]{0} fusion(%x), kind=kCustom, calls=%first
+  %fusion.1 = f32[256]{0} fusion(%async-collective-start), calls=%async_collective_fusion.1, \
+backend_config={"estimated_cycles":"700"}
+  ROOT %async-collective-done = f32[256]{0} fusion(%fusion.1), kind=kCustom, calls=%last
+}
+"""
+
+
+def test_a_collective_that_a_tpu_spreads_over_fusions_is_one_and_hides_their_compute():
+    (one,) = traffic.transfers(hlo.parse(CHAIN))
+    assert (one.kind, one.bytes, one.asynchronous) == ("all_reduce", 1024, True)
+    assert (one.hidden_operations, one.hidden_cycles) == (1, 700)

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxdist as jd
-from jaxdist import checkpoint
+from jaxdist import checkpoint, manifest
 from jaxdist.algorithms.base import State
 
 KINDS = ("flipped", "truncated", "deleted")
@@ -152,7 +152,7 @@ def test_any_damage_to_any_file_is_seen_and_the_older_step_is_taken(two_steps, t
             continue
         whole = (root / name).read_bytes()
         damage(root / name, kind)
-        fault = checkpoint._fault(root / "2")
+        fault = manifest.fault(root / "2")
         assert name.name in fault, (name, fault)
         assert "\n" not in fault
         found = checkpoint.restore(root, state)
@@ -176,13 +176,13 @@ def test_every_bit_of_the_manifest_is_guarded(two_steps, tmp_path):
             harmless = json.loads(data) == listing
         except ValueError:
             harmless = False
-        assert harmless or checkpoint._fault(tmp_path / "2")
+        assert harmless or manifest.fault(tmp_path / "2")
 
 
 def test_a_file_that_nobody_listed_is_refused(two_steps, tmp_path):
     shutil.copytree(two_steps[0] / "1", tmp_path / "1")
     (tmp_path / "1" / "state" / "d" / "more").write_bytes(b"x")
-    assert "more is not in manifest.json" in checkpoint._fault(tmp_path / "1")
+    assert "more is not in manifest.json" in manifest.fault(tmp_path / "1")
 
 
 def test_all_corrupt_is_an_error_that_lists_them(two_steps, tmp_path):
@@ -287,11 +287,11 @@ def test_json_that_is_too_large_is_not_read(two_steps, tmp_path):
     shutil.copytree(two_steps[0] / "1", tmp_path / "1")
     with (tmp_path / "1" / "manifest.json").open("r+b") as file:
         file.truncate(2**40)
-    assert "at most" in checkpoint._fault(tmp_path / "1")
+    assert "at most" in manifest.fault(tmp_path / "1")
     shutil.copytree(two_steps[0] / "1", tmp_path / "2")
     with (tmp_path / "2" / "state" / "_METADATA").open("r+b") as file:
         file.truncate(2**25)
-    checkpoint._write_manifest(tmp_path / "2")
+    manifest.write(tmp_path / "2")
     with pytest.raises(ValueError, match="_METADATA has .* at most"):
         checkpoint.restore(tmp_path, two_steps[1], step=2)
 
@@ -307,12 +307,12 @@ def test_a_step_that_lies_about_its_arrays_is_not_believed(two_steps, tmp_path, 
     like = two_steps[1]._replace(shared={"w": jnp.zeros(**what)})
     said["leaves"][1][1:] = [list(what["shape"]), str(like.shared["w"].dtype)]
     about.write_text(json.dumps(said))
-    checkpoint._write_manifest(tmp_path / "1")
+    manifest.write(tmp_path / "1")
     with pytest.raises(ValueError, match="in its files"):
         checkpoint.restore(tmp_path, like)
     said["leaves"] = [1, [2]]
     about.write_text(json.dumps(said))
-    checkpoint._write_manifest(tmp_path / "1")
+    manifest.write(tmp_path / "1")
     with pytest.raises(ValueError, match="step 1 refused: .* lacks leaves"):
         checkpoint.restore(tmp_path, like)
 

@@ -72,8 +72,12 @@ def flat_loss(params, batch, key):
     return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in leaves) + batch.sum(), {}
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", CATALOGUE)
+# Streaming reduces as diloco does and push-sum mixes as gossip does: of each route one compressor.
+PAIRS = [(m, name) for m in ("gossip", "all_reduce", "diloco") for name in CATALOGUE]
+PAIRS += [(m, c) for m in ("streaming_diloco", "push_sum") for c in ("sign", "top_k", "random_k")]
+
+
+@pytest.mark.parametrize(("method", "name"), PAIRS)
 def test_declared_bytes_are_those_of_the_program(method, name):
     params = {"w": jnp.ones((7, 5)), "b": jnp.ones(3), "h": jnp.ones(6, jnp.bfloat16)}
     algorithm = METHODS[method](CATALOGUE[name]())
@@ -128,6 +132,34 @@ def test_with_a_memory_all_reduce_settles_where_without_it_stalls(x64, name):
     assert stalled > 0.02
     assert owed < stalled / 3
     assert known < 1e-4
+
+
+def with_memory(method, compressor):
+    """The same method with the naive compressor, with a memory, and with nothing left out."""
+    naive, known, exact = C.contractive(compressor), C.ef21(compressor), C.cast(jnp.float64)
+    ring = jd.topology.ring(W)
+    if method == "all_reduce":
+        return [jd.all_reduce(optax.sgd(0.05), compressor=c) for c in (naive, known, exact)]
+    if method == "diloco":
+        rules = optax.sgd(0.02), optax.sgd(0.3)
+        return [jd.diloco(*rules, period=2, compressor=c) for c in (naive, known, exact)]
+    rule = optax.sgd(0.02)
+    both = [jd.choco(rule, ring, c, consensus_step=0.2) for c in (compressor, exact)]
+    return [jd.gossip(rule, ring, compressor=compressor), *both]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["all_reduce", "diloco", "gossip"])
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_compressor_settles_with_a_memory_and_stalls_without_it(x64, method, name):
+    stalled, known, exact = (points(a, 1500) for a in with_memory(method, CATALOGUE[name]()))
+    if (method, name) != (
+        "all_reduce",
+        "random_k",
+    ):  # of one mask for all: it vanishes with the mean
+        assert np.abs(stalled - exact).max() > 1e-5
+        assert np.abs(known - exact).max() < np.abs(stalled - exact).max() / 100
+    assert np.abs(known - exact).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", MEMORIES)
@@ -409,6 +441,22 @@ def test_a_wrong_argument_is_refused_with_the_line_to_write(make, said):
 def test_bytes_that_depend_on_the_number_of_workers_ask_for_it():
     with pytest.raises(ValueError, match="with jd.worker.counted"):
         jd.all_reduce(SGD, compressor=C.sign()).sends(jnp.ones(5), 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gradient_that_is_not_a_number_shows_in_the_readout(method):
+    batch = {k: v.astype(np.float32) for k, v in twins.quadratic(8, 5, seed=1).arrays(0).items()}
+    batch["b"][1, 2] = np.nan
+    trainer = jd.execute(METHODS[method](C.sign()), split_loss, workers=8, mesh=mesh_of(1))
+    state = trainer.init(dict.fromkeys("abc", jnp.ones(5)))
+    for _ in range(6):
+        state, _ = trainer.step(state, batch)
+    for leaf in trainer.readout(state).values():
+        assert np.isnan(leaf).any()
+
+
+def split_loss(params, batch, key):
+    return cases.loss(sum(params.values()), batch, key)
 
 
 def test_a_gradient_that_is_not_a_number_reaches_everybody():

@@ -53,7 +53,9 @@ FLOORS = {
     "elapsed": 6,
     "executor": 7,
     "plan": 7,
+    "manifest": 6,
     "run_folder": 7,
+    "stored_arrays": 7,
     "checkpoint": 8,
     "feed": 8,
     "handshake": 8,
@@ -64,13 +66,15 @@ FLOORS = {
     "doctor": 9,
     "experiment": 9,
     "report": 9,
+    "saving": 9,
     "resuming": 9,
     "status": 9,
     "submit": 9,
     "inheriting": 10,
     "train": 10,
-    "cli": 11,
-    "__main__": 12,
+    "commands": 11,
+    "cli": 12,
+    "__main__": 13,
 }
 FOLDERS = ("jaxdist", "tests", "examples", "benchmarks", "configs")
 LINES, MEDIAN = 500, 300

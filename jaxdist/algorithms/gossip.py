@@ -105,7 +105,11 @@ def gossip(
         if compressor is None:
             return mixing.mix(params, topology, t)
         mixed, own = mixing.mix_compressed(params, topology, t, compressor=compressor, key=key)
-        return jax.tree.map(lambda x, m, o: x + (m - o), params, mixed, own)
+
+        def moved(x: jax.Array, m: jax.Array, o: jax.Array) -> jax.Array:
+            return (x.astype(m.dtype) + (m - o.astype(m.dtype))).astype(x.dtype)
+
+        return jax.tree.map(moved, params, mixed, own)
 
     def init(params: Params) -> State:
         return State(jnp.int32(0), (), (params, local_init(inner, params)))

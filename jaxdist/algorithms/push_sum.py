@@ -48,7 +48,8 @@ def push_sum(
 
     With `delay` = d > 0 (overlap SGP) a worker keeps its own share A_ii at once and what others sent
     arrives d steps later, by the matrix of the step that sent it. The exchange of a step then depends
-    on nothing that the step computes, and XLA may hide it behind the backward pass; the price is
+    on nothing that the step computes, and XLA hides it behind the gradient where the graph is fixed
+    (rounds that vary are branches, beside which it runs nothing: docs/overlap.md); the price is
     staler averages. Messages under way are held by their senders, d of them, and are part of the
     state, of checkpoints and of the readout.
 

@@ -82,7 +82,7 @@ def make_server(
         )
     if placement == "replicated":
         return _replicated(inner, gradient)
-    check_elementwise(inner)
+    check_elementwise(inner, where="a sharded server", instead="server='replicated'")
     return _sharded(inner, gradient, workers)
 
 

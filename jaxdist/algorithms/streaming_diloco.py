@@ -38,7 +38,7 @@ def streaming_diloco(
     blend: float = 0.0,
     compressor: Compressor | Feedback | None = None,
 ) -> Algorithm:
-    """DiLoCo whose messages are small, spread over the period, and hidden behind local steps.
+    """DiLoCo whose messages are small, spread over the period, and have local steps to arrive.
 
     The parameters are cut into F fragments. With z the outer parameters, x_i those of worker i, u_i
     the update of `inner`, and steps counted from 1, at every step s first x_i <- x_i + u_i; then, of
@@ -50,7 +50,8 @@ def streaming_diloco(
 
     So every fragment is sent once a period, one of them every period / F steps: the peak of the
     traffic is F times lower than DiLoCo's, and a message has `delay` local steps to arrive. `blend`
-    keeps part of what a worker learned meanwhile. What would have been sent before step 1 is not
+    keeps part of what a worker learned meanwhile. (As one XLA program the message is still waited for
+    in the step that sends it: docs/overlap.md.) What would have been sent before step 1 is not
     applied. With one fragment, no delay and no blend it is `diloco`.
 
     Args:

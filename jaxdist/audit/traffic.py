@@ -55,10 +55,19 @@ class Transfer(NamedTuple):
 def transfers(program: hlo.Program) -> list[Transfer]:
     """Every collective of a compiled program, in the order of its schedule.
 
-    It knows plain ones, pairs of start and done, those wrapped in an asynchronous call or fusion, and
-    the sends by which XLA crosses from one slice of a TPU to another.
+    It knows plain ones, pairs of start and done, those wrapped in an asynchronous call or fusion, those
+    that a TPU spreads over a chain of fusions with compute in them, and the sends by which XLA crosses
+    from one slice of a TPU to another.
     """
-    found = []
+    found: list[Transfer] = []
+    owners = {id(block): name for name, block in program.computations.items()}
+    fusions = {
+        one.attribute("calls").lstrip("%"): one
+        for block in program.computations.values()
+        for one in block
+        if one.opcode == "fusion"
+    }
+    chains: dict[tuple[str, ...], int] = {}
     for visit in hlo.walk(program):
         one = visit.instruction
         kind = KINDS.get(one.opcode.removesuffix(hlo.START))
@@ -66,6 +75,15 @@ def transfers(program: hlo.Program) -> list[Transfer]:
             kind = _across_slices(one)
         if not kind:
             continue
+        chain = re.search(r'chain_id="(\d+)"', one.rest)
+        link = (kind, chain[1], *visit.branch) if chain else ()
+        if link in chains:  # one more piece of a collective that was seen
+            piece = fusions.get(owners[id(visit.block)])
+            if piece and hlo.DONE not in piece.name:
+                found[chains[link]] = _with_piece(found[chains[link]], piece.cycles)
+            continue
+        if chain:
+            chains[link] = len(found)
         operands = [s for name in one.operands for s in program.shapes.get(name, ())]
         if one.opcode == "send":
             operands = operands[:1]  # the others are tokens
@@ -73,8 +91,8 @@ def transfers(program: hlo.Program) -> list[Transfer]:
         groups = partners(one)
         began = (visit.block, visit.place)
         wrapped = visit.wrapper is not None
-        split = wrapped or one.opcode.endswith(hlo.START) or one.opcode == "send"
-        hidden = _hidden(*(visit.wrapper or began)) if split else (0, 0)
+        split = bool(chain) or wrapped or one.opcode.endswith(hlo.START) or one.opcode == "send"
+        hidden = _hidden(*(visit.wrapper or began)) if split and not chain else (0, 0)
         found.append(
             Transfer(
                 kind,
@@ -91,6 +109,13 @@ def transfers(program: hlo.Program) -> list[Transfer]:
             )
         )
     return found
+
+
+def _with_piece(one: Transfer, cycles: int) -> Transfer:
+    """A transfer with one more fusion that computes while it is under way."""
+    return one._replace(
+        hidden_operations=one.hidden_operations + 1, hidden_cycles=one.hidden_cycles + cycles
+    )
 
 
 def _across_slices(send: hlo.Instruction) -> str | None:

@@ -3,6 +3,7 @@
 from jaxdist.algorithms.all_reduce import all_reduce
 from jaxdist.algorithms.gradient_noise import adascale, noise_scale
 from jaxdist.algorithms.lbfgs import lbfgs
+from jaxdist.algorithms.sharded_all_reduce import sharded_all_reduce
 from jaxdist.catalogue.entry import Entry
 
 ENTRIES: dict[str, Entry] = {
@@ -15,6 +16,16 @@ ENTRIES: dict[str, Entry] = {
         sends="size(params) a step",
         when="a fast network; the baseline",
         paper="arXiv:1706.02677",
+    ),
+    "sharded_all_reduce": Entry(
+        make=sharded_all_reduce,
+        tier=1,
+        rule="x += inner(mean g), each worker a part of it",
+        shared="params",
+        local="1/W of the inner state",
+        sends="size(params) (1 + 1/W) a step",
+        when="an optimizer state that does not fit",
+        paper="arXiv:1910.02054",
     ),
     "lbfgs": Entry(
         make=lbfgs,

@@ -33,6 +33,17 @@ CASES: dict[str, dict[str, Case]] = {
         ),
         "ef21 of top_k": _compressed(C.ef21(C.top_k(0.4)), ef21(gathered(top(2)))),
     },
+    "sharded_all_reduce": {
+        "momentum": Case(
+            make=lambda W: jd.sharded_all_reduce(optax.sgd(0.1, momentum=0.9)),
+            twin=lambda W: dict(inner=twins.momentum(0.1, 0.9)),
+        ),
+        "leaves": Case(
+            make=lambda W: jd.sharded_all_reduce(optax.sgd(0.1, momentum=0.5, nesterov=True)),
+            twin=lambda W: dict(inner=twins.momentum(0.1, 0.5, True)),
+            parts=(1, 4),
+        ),
+    },
     "lbfgs": {
         "wolfe": Case(make=lambda W: jd.lbfgs(memory=3), twin=lambda W: dict(memory=3)),
         "armijo": Case(

@@ -1,0 +1,119 @@
+"""Commands that run an experiment or speak of its run: train, launch, status, eval."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from jaxdist import watchdog
+from jaxdist.commands import printing
+
+
+def train(options: argparse.Namespace, rest: list[str]) -> None:
+    """Trains a config, or goes on with its run."""
+    from jaxdist import cluster, fail_fast
+
+    folder = _run_of(options)
+    with watchdog.watching(cluster.place) as watch:
+        # JAX must join the other processes before a config makes its first array.
+        if not cluster.join() and not fail_fast.supervised():
+            return _train_here(options, rest, folder, watch)
+        with fail_fast.leaving(printing.exit_code, who=cluster.place, now=watch.now, folder=folder):
+            _train_here(options, rest, folder, watch)
+
+
+def _run_of(options: argparse.Namespace) -> Path:
+    return options.workdir or Path("runs", Path(options.config).stem)
+
+
+def _train_here(
+    options: argparse.Namespace, rest: list[str], folder: Path, watch: watchdog.Watch
+) -> None:
+    from jaxdist import cluster, experiment, handshake, inheriting
+    from jaxdist.train import train
+
+    handshake.shake("start", handshake.surroundings)
+    watch.enter("read", 0)
+    config = experiment.read(options.config, rest)
+    handshake.shake("run", lambda: handshake.of_run(config))
+    first = cluster.place()[0] == 0  # which speaks for all of a job
+    say = (lambda line: print(line, flush=True)) if first else lambda line: None
+    inheriting.prepare(config, folder, init_from=options.init_from, resume=options.resume, say=say)
+    outcome = train(config, folder, resume=options.resume, say=say, watch=watch)
+    if not first:
+        return
+    if not outcome.finished:
+        again = ["jaxdist", "train", options.config, *rest, "--workdir", str(folder)]
+        print(f"saved step {outcome.step}; to go on: {shlex.join(again)}")
+    else:
+        printing.rows(outcome.last)
+        printing.row("run folder", folder)
+
+
+def launch(options: argparse.Namespace, rest: list[str]) -> int:
+    """Trains in several processes on this host."""
+    from jaxdist import launch, submit
+
+    given = options.train[1:] if options.train[:1] == ["--"] else options.train
+    if given[:1] != ["train"]:
+        printing.refuse("jaxdist launch --processes 2 -- train CONFIG ...: expected train after --")
+    inner, _ = options.parser.parse_known_args(given)
+    if options.on:
+        if not options.dry_run:
+            printing.refuse(
+                f"--on {options.on} prints what to run elsewhere: write --on {options.on} --dry-run"
+            )
+        names = ("name", "processes", "max_restarts", "zone", "image", "topology")
+        place = submit.Place(**{name: getattr(options, name) for name in names})
+        print(submit.SITES[options.on](given, place))
+        return 0
+    if options.dry_run:
+        printing.refuse("--dry-run prints what another site runs: write --on slurm --dry-run")
+    return launch.launch(
+        given,
+        _run_of(inner),
+        processes=options.processes,
+        devices_per_process=options.devices_per_process,
+        max_restarts=options.max_restarts,
+    )
+
+
+def status(options: argparse.Namespace, rest: list[str]) -> None:
+    """Says what a run does now."""
+    import time
+
+    from jaxdist import status
+
+    while True:
+        # All rows first: a picture of one moment, and a refusal before anything is cleared.
+        rows = list(status.rows(options.workdir))
+        if options.watch:
+            print("\033[H\033[J", end="")
+        for name, value in rows:
+            printing.row(name, value)
+        if not options.watch:
+            return
+        sys.stdout.flush()
+        time.sleep(1)
+
+
+def evaluate(options: argparse.Namespace, rest: list[str]) -> None:
+    """Evaluates the newest checkpoint of a run."""
+    given = {folder for folder in (options.run_folder, options.workdir) if folder is not None}
+    if len(given) != 1:
+        printing.refuse("jaxdist eval evaluates one run: write jaxdist eval WORKDIR")
+    workdir = given.pop()
+    import jax
+
+    from jaxdist import checkpoint, experiment, metrics
+
+    made = experiment.read_again(workdir).experiment
+    trainer = experiment.trainer_of(made)
+    state = trainer.init(made.task.init(jax.random.key(made.seed)))
+    found = checkpoint.restore(workdir / "checkpoints", state)
+    if found is None:
+        raise ValueError(f"{workdir} holds no checkpoint yet; write jaxdist train")
+    for line in found.said:
+        print(line)
+    printing.row("step", f"{found.step} of {made.steps}")
+    printing.rows(metrics.evaluate(trainer, found.state, made.task.accuracy, made.task.test))

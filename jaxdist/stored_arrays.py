@@ -1,0 +1,116 @@
+"""The arrays of a checkpoint, as Orbax writes and reads them."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import SingleDeviceSharding
+
+PyTree = Any
+
+
+def named(tree: PyTree) -> list[tuple[str, Any]]:
+    """The leaves of a pytree with their paths."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(jax.tree_util.keystr(path).lstrip("."), leaf) for path, leaf in flat]
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def data_of(x: Any) -> jax.Array:
+    """The numbers that make up a leaf: its own, or those of its keys."""
+    return jax.random.key_data(x) if _is_key(x) else x
+
+
+def signature(leaves: list[tuple[str, Any]]) -> list[Any]:
+    """Path, shape and dtype of every leaf, as JSON; refuses what is no array."""
+    for name, x in leaves:
+        if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+            raise ValueError(f"{name} is {x!r}, no array; write jnp.asarray({x!r})")
+    return [[name, list(x.shape), str(x.dtype)] for name, x in leaves]
+
+
+def _manager(root: Path, *, read_only: bool) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        create=False, read_only=read_only, enable_async_checkpointing=False
+    )
+    return ocp.CheckpointManager(root, options=options)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax warns that a directory opened for reading is read only."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def write(root: Path, step: int, leaves: list[tuple[str, Any]], about: dict[str, Any]) -> bool:
+    """Writes a step, and whether Orbax says that it did."""
+    arrays = {str(i): data_of(x) for i, (_, x) in enumerate(leaves) if x.size}
+    with _manager(root, read_only=False) as orbax:
+        saved = orbax.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)
+            ),
+            force=True,
+        )
+        orbax.wait_until_finished()
+    return saved
+
+
+def read(root: Path, step: int, leaves: list[tuple[str, Any]]) -> list[jax.Array]:
+    """The leaves of a step, where `leaves` are and of their shapes and dtypes; refuses others."""
+    targets: dict[str, jax.ShapeDtypeStruct] = {}
+    for i, (_, x) in enumerate(leaves):
+        if x.size:
+            data = jax.eval_shape(data_of, jax.ShapeDtypeStruct(x.shape, x.dtype))
+            targets[str(i)] = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=_sharding(x))
+    _check_stored(root / str(step) / "state", targets)
+    with _quiet(), _manager(root, read_only=True) as orbax:
+        found = orbax.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(targets))
+        )["state"]
+    return [_finished(found.get(str(i)), x) for i, (_, x) in enumerate(leaves)]
+
+
+def _check_stored(path: Path, targets: dict[str, jax.ShapeDtypeStruct]) -> None:
+    """Refuses arrays whose files state another shape or dtype: Orbax would cast them in silence."""
+    stored: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(path))
+    stored = getattr(stored, "tree", stored)
+    for name, target in targets.items():
+        has = tuple(stored[name].shape), jnp.dtype(stored[name].dtype)
+        if has != (target.shape, target.dtype):
+            raise ValueError(f"array {name} is {has[1]}{list(has[0])} in its files")
+
+
+def _sharding(x: Any) -> Any:
+    return getattr(x, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _finished(read: jax.Array | None, like: Any) -> jax.Array:
+    """Makes keys of the data of keys, and the arrays that have no elements."""
+    if not _is_key(like):
+        return (
+            jax.device_put(jnp.zeros(like.shape, like.dtype), _sharding(like))
+            if read is None
+            else read
+        )
+    impl: list[Any] = []
+    shape = jax.ShapeDtypeStruct(like.shape, like.dtype)
+    data = jax.eval_shape(lambda k: (impl.append(jax.random.key_impl(k)), data_of(k))[1], shape)
+    read = jnp.zeros(data.shape, data.dtype) if read is None else read
+    return jax.device_put(jax.random.wrap_key_data(read, impl=impl[0]), _sharding(like))
