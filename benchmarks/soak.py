@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -86,7 +87,7 @@ def fire(
     """Kills until enough were killed or the run ends; returns the kills and each life's last words."""
     kills: list[dict] = []
     last: dict[int, dict] = {}
-    due = time.monotonic() + _pause(options, draw)
+    due: dict[int, float] = {}  # for each life, counted from its first step
     while process.poll() is None:
         time.sleep(0.1)
         for one in status.read(folder):
@@ -96,11 +97,15 @@ def fire(
         stepping = [one for one in victims(folder, life) if one["phase"] in ("step", "data")]
         if kills and stepping and "seconds" not in kills[-1] and life >= kills[-1]["life"] + 1:
             kills[-1]["seconds"] = time.time() - kills[-1]["time"]
-        if len(kills) >= options.kills or time.monotonic() < due:
+        if len(kills) >= options.kills or (kills and kills[-1]["life"] >= life):
             continue
+        if stepping and life not in due:
+            due[life] = time.monotonic() + (options.every or draw.uniform(0.2, 3.0))
         # Mostly while it works, now and then while it starts.
-        anybody = victims(folder, life) if draw.random() < 0.02 else stepping
-        if not anybody or (kills and kills[-1]["life"] >= life):
+        anybody = stepping if time.monotonic() >= due.get(life, math.inf) else []
+        if not stepping and draw.random() < 0.02:
+            anybody = victims(folder, life)
+        if not anybody:
             continue
         victim = draw.choice(anybody)
         try:
@@ -108,12 +113,7 @@ def fire(
         except ProcessLookupError:
             continue
         kills.append({"process": victim["process"], "life": life, "time": time.time()})
-        due = time.monotonic() + _pause(options, draw)
     return kills, last
-
-
-def _pause(options: argparse.Namespace, draw: random.Random) -> float:
-    return options.every or draw.uniform(0.2, 3.0)
 
 
 def causes(events: list[dict], last: dict[int, dict]) -> dict[str, float]:
@@ -201,7 +201,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20, help="for each method (20)")
     parser.add_argument("--minutes", type=float, help="instead: as many kills as go into this time")
-    parser.add_argument("--every", type=float, help="seconds between kills (random, 0.2 to 3)")
+    parser.add_argument(
+        "--every",
+        type=float,
+        help="seconds from a life's first step to its kill (random, 0.2 to 3)",
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--workers", type=int, default=6)

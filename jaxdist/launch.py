@@ -163,12 +163,6 @@ def _end(
     came: list[int],
 ) -> End:
     """Why the first process failed."""
-    if any(code in fail_fast.REFUSED for code in codes):
-        until = time.monotonic() + REFUSAL_SECONDS
-        while time.monotonic() < until and any(child.poll() is None for child in children):
-            time.sleep(LOOK_SECONDS)
-        code = next(code for code in codes if code in fail_fast.REFUSED)
-        return End(code or 2, "refused", False)
     told = sorted(map(_read, errors.glob("*.json")), key=lambda error: error["time"])
     bad = [(process, code) for process, code in enumerate(codes) if code]
     # Abort is how JAX ends a process when another one is lost: it is no cause.
@@ -178,6 +172,13 @@ def _end(
     if killed:
         process, number = killed[0]
         return End(128 + number, f"process {process} died of {signal.Signals(number).name}", True)
+    # Whatever is told after the first error may follow from it.
+    first = told[0]["code"] if told else bad[0][1]
+    if first in fail_fast.REFUSED:
+        until = time.monotonic() + REFUSAL_SECONDS
+        while time.monotonic() < until and any(child.poll() is None for child in children):
+            time.sleep(LOOK_SECONDS)
+        return End(first, "refused", False)
     if told:
         error = told[0]
         where = f"{error['type']} in phase {error['phase']} of step {error['step']}"

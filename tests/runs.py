@@ -143,12 +143,17 @@ def events(folder: Path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def state(pid: int) -> str:
+    """A letter of Linux: R runs, S sleeps, T is stopped, Z is a zombie; empty: there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return ""
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
+    return state(pid) not in ("", "Z")
 
 
 def until(condition, *, seconds: float = 90):

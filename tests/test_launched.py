@@ -261,12 +261,12 @@ def test_a_process_that_stops_for_a_while_goes_on_and_one_for_ever_is_replaced(w
     config, folder = whole[0], tmp_path / "run"
     process = runs.launch(config, folder, plan="stop:1@data=9,stop:1@data=20,stop:0@data=30/1")
 
-    def stopped(number):
-        """The pid of a process that has said nothing for five seconds."""
-        found = [s for s in runs.statuses(folder) if s["process"] == number]
-        return [s["pid"] for s in found if 5 < time.time() - s["time"] < 90 and s["step"] >= 9]
+    def stopped():
+        return [s["pid"] for s in runs.statuses(folder) if runs.state(s["pid"]) == "T"]
 
-    (pid,) = runs.until(lambda: stopped(1))
+    (pid,) = runs.until(stopped)
+    time.sleep(5)
+    assert [e["event"] for e in runs.events(folder)] == ["start"]
     os.kill(pid, signal.SIGCONT)
     code, _, err = runs.ended(process, seconds=250)
     assert code == 0, err

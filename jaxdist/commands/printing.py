@@ -48,6 +48,9 @@ def exit_code(error: BaseException) -> int:
 
 def _ours(error: BaseException) -> bool:
     """Whether jaxdist itself refused something; a mistake inside a config keeps its traceback."""
+    if "Gloo" in str(error):
+        # Another process is gone. JAX raises a ValueError, and takes its own frames away.
+        return False
     frame = error.__traceback__
     while frame and frame.tb_next:
         frame = frame.tb_next

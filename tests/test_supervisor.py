@@ -1,0 +1,70 @@
+"""What a supervisor makes of exit codes and of what the processes told, without starting any."""
+
+import json
+import signal
+
+import pytest
+
+from jaxdist import cohort, launch
+from jaxdist.commands import printing
+
+
+def told(folder, process, time, code, message="x"):
+    record = {
+        "process": process, "time": time, "code": code, "type": "ValueError", "message": message,
+        "phase": "step", "step": 9, "traceback": f"ValueError: {message}",
+    }  # fmt: skip
+    (folder / f"{process}.json").write_text(json.dumps(record))
+
+
+class Ended:
+    """A process that has ended."""
+
+    def poll(self):
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("codes", "errors", "code", "cause", "again"),
+    [
+        # A peer that sees a lost connection is not why.
+        ([-9, 70], {1: (2.0, 70)}, 137, "process 0 died of SIGKILL", True),
+        ([2, -9], {0: (2.0, 2)}, 137, "process 1 died of SIGKILL", True),
+        ([-6, 70], {1: (2.0, 70)}, 70, "process 1: ValueError in phase step of step 9", True),
+        ([2, 70], {0: (3.0, 2), 1: (2.0, 70)}, 70, "process 1: ValueError", True),
+        ([2, 2], {0: (2.0, 2), 1: (2.1, 2)}, 2, "refused", False),
+        ([None, 1], {1: (2.0, 1)}, 1, "refused", False),
+        ([2, None], {}, 2, "refused", False),
+        ([None, 75], {}, 75, "process 1 ended with code 75 (stuck", True),
+        ([0, -6], {}, 6, "process 1 ended with code -6", True),
+    ],
+)
+def test_the_first_thing_that_went_wrong_is_the_cause(tmp_path, codes, errors, code, cause, again):
+    for process, (time, number) in errors.items():
+        told(tmp_path, process, time, number)
+    end = launch._end([Ended()] * len(codes), codes, tmp_path, [])
+    assert (end.code, end.again) == (code, again)
+    assert end.cause.startswith(cause)
+
+
+def test_a_process_that_a_stop_reached_too_early_is_no_failure(tmp_path):
+    end = launch._end([Ended()] * 2, [-signal.SIGTERM, None], tmp_path, [signal.SIGINT])
+    assert (end.code, end.again) == (130, False)
+
+
+def test_only_a_checkpoint_with_its_manifest_is_progress(tmp_path):
+    assert launch.newest(tmp_path) == -1
+    for name, whole in (("7", True), ("14", False), ("21.orbax-checkpoint-tmp", True)):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        if whole:
+            (tmp_path / "checkpoints" / name / "manifest.json").touch()
+    assert launch.newest(tmp_path) == 7
+
+
+def test_a_lost_connection_is_no_refusal_of_ours():
+    with pytest.raises(ValueError, match="clients=0") as caught:
+        cohort.cohort(0, 1)
+    assert printing.exit_code(caught.value) == 2
+    # What JAX raises where a peer is gone, its own frames taken away.
+    caught.value.args = ("UNKNOWN: Gloo AllReduce failed: Connection closed by peer",)
+    assert printing.exit_code(caught.value) == 0
