@@ -63,7 +63,7 @@ def test_only_a_checkpoint_with_its_manifest_is_progress(tmp_path):
 
 def test_a_lost_connection_is_no_refusal_of_ours():
     with pytest.raises(ValueError, match="clients=0") as caught:
-        cohort.cohort(0, 1)
+        cohort(0, 1)
     assert printing.exit_code(caught.value) == 2
     # What JAX raises where a peer is gone, its own frames taken away.
     caught.value.args = ("UNKNOWN: Gloo AllReduce failed: Connection closed by peer",)
