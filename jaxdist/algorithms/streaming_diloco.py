@@ -22,7 +22,7 @@ from jaxdist.algorithms.base import (
     refuse_others,
 )
 from jaxdist.algorithms.diloco import displacement
-from jaxdist.algorithms.membership import AVERAGED
+from jaxdist.algorithms.membership import AVERAGED, averaged, remade, residuals
 from jaxdist.compress import Compressor, Feedback
 
 PyTree = Any
@@ -201,7 +201,13 @@ def streaming_diloco(
         update=update,
         readout=readout,
         sends=sends,
-        resize=AVERAGED,
+        resize=remade(
+            lambda old, fresh: (
+                *averaged(old[:2], fresh[:2]),
+                [residuals(own, new) for own, new in zip(old[2], fresh[2], strict=True)],
+            ),
+            AVERAGED.says,
+        ),
         waits=waiting.everyone(period=turn, ahead=delay),
     )
 
