@@ -10,7 +10,7 @@ WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, 
 
 
 class Found(NamedTuple):
-    """Bytes of results of collectives: what always runs, and for each conditional, by branch."""
+    """Bytes handed to collectives: what always runs, and for each conditional, by branch."""
 
     always: int
     conditionals: list[list[int]]
@@ -81,7 +81,7 @@ def _callees(line: str, bodies: dict[str, list[str]]) -> list[str]:
 
 
 def _bytes(line: str) -> int:
-    """Bytes of the result of a collective; 0 for any other line."""
+    """Bytes of the operands of a collective; 0 for any other line."""
     found = COLLECTIVE.search(line)
     if not found:
         return 0
@@ -92,4 +92,7 @@ def _bytes(line: str) -> int:
         for n in filter(None, shape.split(",")):
             size *= int(n)
         total += size
+    if found[1] == "all-gather":  # its result is what all of a group hand over
+        groups = re.search(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=)", line)
+        total //= int(groups[2]) if groups[2] else len(groups[1].split(","))
     return total

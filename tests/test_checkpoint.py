@@ -344,7 +344,7 @@ def test_a_save_killed_before_its_manifest_never_was_a_checkpoint(tmp_path, monk
 
     state = state_of()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_manifest", killed)
+        patch.setattr(manifest, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(tmp_path, 7, state)
     assert (tmp_path / "7").is_dir()

@@ -13,6 +13,7 @@ import pytest
 from test_conformance import batch, problem
 
 import jaxdist as jd
+from jaxdist.algorithms.base import bytes_sent
 from jaxdist.catalogue.local_updates import ENTRIES
 
 LOCAL = pytest.mark.parametrize(
@@ -32,8 +33,8 @@ def check(found, case, algorithm, steps=24):
         taken = [int(told.split()[1]) for told in case.branches(t)]
         assert len(taken) == len(found.conditionals), "a conditional became something else"
         sent = [branches[k] for branches, k in zip(found.conditionals, taken, strict=True)]
-        assert sum(sent) == algorithm.sends(params, t)
-    quiet = [t for t in range(steps) if algorithm.sends(params, t) == 0]
+        assert sum(sent) == bytes_sent(algorithm, params, t, workers=8)
+    quiet = [t for t in range(steps) if bytes_sent(algorithm, params, t, workers=8) == 0]
     assert quiet or case.parts, "there is no silent step to look at"
 
 
