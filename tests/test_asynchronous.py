@@ -57,6 +57,7 @@ def test_a_bound_of_zero_and_a_delay_of_zero_are_all_reduce(x64):
     )
 
 
+@pytest.mark.slow
 def test_without_their_terms_they_are_downpour(x64):
     rule, clock = optax.adagrad(0.1), jd.clock.speeds([4.0, 1.0, 2.3, 0.7])
     equal_paths(
@@ -68,6 +69,7 @@ def test_without_their_terms_they_are_downpour(x64):
     )
 
 
+@pytest.mark.slow
 def test_one_worker_alone_is_its_inner_rule(x64):
     rule, clock = optax.sgd(0.1, momentum=0.9), jd.clock.constant(1)
     equal_paths(
@@ -80,6 +82,7 @@ def test_one_worker_alone_is_its_inner_rule(x64):
     )
 
 
+@pytest.mark.slow
 def test_pairs_that_are_always_ready_are_gossip(x64):
     rule, pairs = optax.sgd(0.1, momentum=0.5), jd.topology.random_matching(4, 3, seed=0)
     equal_paths(
@@ -163,7 +166,7 @@ DURATIONS = st.lists(
 )
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(DURATIONS, st.sampled_from([None, 0, 1, 2]))
 def test_arrivals_are_those_of_the_event_queue_and_nobody_leads_by_more(seconds, bound):
     clock, steps, W = table(seconds), 25, 3
@@ -261,6 +264,7 @@ def test_a_sharded_server_takes_less_of_every_device():
     assert shared.temp_size_in_bytes < whole.temp_size_in_bytes / 2
 
 
+@pytest.mark.slow
 def test_a_sharded_server_takes_any_pytree(x64):
     def two(params, batch, key):
         return loss(params["w"].ravel()[:5] + params["b"].astype(jnp.float64), batch, key)

@@ -126,6 +126,7 @@ def test_uneven_shares_give_the_gradient_of_the_union(shares, devices):
     np.testing.assert_allclose(metrics["error"], np.abs(whole["target"]).mean(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_lbfgs_goes_the_same_way_however_its_batch_was_dealt_out(x64):
     whole = {k: v.astype(np.float64) for k, v in union().items()}
     ends = []

@@ -360,6 +360,7 @@ def path_end(algorithm, steps):
     return np.asarray(trainer.readout(trainer.steps(trainer.init(jnp.ones(5)), batch)[0]))
 
 
+@pytest.mark.slow
 def test_the_random_ones_are_alike_on_lanes_and_devices(x64):
     for algorithm in (
         jd.all_reduce(optax.sgd(0.1), compressor=C.int8(4)),

@@ -73,6 +73,7 @@ def test_momentum_refuses_what_makes_no_sense(method):
 # Relay.
 
 
+@pytest.mark.slow
 def test_relay_reaches_the_minimizer_of_data_that_differ_and_gossip_does_not(x64):
     data = twins.quadratic(7, 3, seed=0)
     for tree in (jd.topology.tree, jd.topology.star, jd.topology.chain):
