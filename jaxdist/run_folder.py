@@ -131,7 +131,10 @@ def check(folder: Path, *, keywords: dict[str, Any], source: str) -> bool:
 
 def _others(folder: Path) -> list[str]:
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(name for name in names if name not in (LOCK, SOURCE, STATUS, ERROR))
+    own = (LOCK, SOURCE, STATUS, ERROR)
+    # What another process is writing, or a kill left unfinished, see `replace`.
+    unfinished = [f"{name}.tmp" for name in (*own, RECORD)]
+    return sorted(name for name in names if name not in (*own, *unfinished))
 
 
 def claim(
@@ -156,9 +159,10 @@ def claim(
             f"--workdir {folder} has {free:,} bytes free and three checkpoints need {needed:,}: "
             "choose another folder"
         )
-    if jax.process_index() == 0:
-        (folder / ERROR).unlink(missing_ok=True)
-    if check(folder, keywords=keywords, source=source) or jax.process_index() != 0:
+    if jax.process_index() != 0:
+        return
+    (folder / ERROR).unlink(missing_ok=True)
+    if check(folder, keywords=keywords, source=source):
         return
     record = {
         "config": config,

@@ -201,6 +201,14 @@ def test_a_folder_that_is_none_or_has_no_room_is_refused(tmp_path, monkeypatch, 
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["lock"]
 
 
+def test_what_a_kill_left_unfinished_refuses_no_run(tmp_path):
+    (tmp_path / "experiment.json.tmp").write_text("{")
+    assert not run_folder.check(tmp_path, keywords={}, source="")
+    (tmp_path / "mine.tmp").write_text("")
+    with pytest.raises(ValueError, match=r"holds mine\.tmp"):
+        run_folder.check(tmp_path, keywords={}, source="")
+
+
 def test_a_folder_that_is_in_use_names_its_user(tmp_path, shell):
     with run_folder.locked(tmp_path / "run"):
         code, _, err = shell("train", runs.small(tmp_path), "--workdir", tmp_path / "run")
