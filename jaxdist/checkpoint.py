@@ -4,18 +4,23 @@ A step is a directory `<directory>/<step>`, written by Orbax's CheckpointManager
 a rename. Then `manifest.json` is written into it, the size and the SHA-256 of every file: a step is
 *intact* if it has a manifest and every file is as listed. Nothing is restored from what is not
 intact, nothing that holds NaN is saved, and nothing is written over a step that is intact.
+
+A directory may be a URL (`jaxdist/store.py`). Then a step is written to a temporary directory of this host,
+copied, its manifest last, and for restoring it is copied back and verified here.
 """
 
+import contextlib
 import json
 import os
-import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxdist import cluster, manifest, stored_arrays
+from jaxdist import cluster, manifest, store, stored_arrays
 from jaxdist.algorithms.base import check_period
 
 PyTree = Any
@@ -43,6 +48,22 @@ class Restored(NamedTuple):
     said: tuple[str, ...]
 
 
+class NothingIntact(ValueError):
+    """There are checkpoints, and none of them can be believed."""
+
+
+class Ready(NamedTuple):
+    """A state that may be saved, as what is written.
+
+    Attributes:
+      about: what is remembered with it, JSON.
+      arrays: the numbers of every leaf, by its place.
+    """
+
+    about: dict[str, Any]
+    arrays: dict[str, Any]
+
+
 def save(
     directory: str | os.PathLike[str],
     step: int,
@@ -58,7 +79,8 @@ def save(
     set aside as `<step>.refused-<n>`.
 
     Args:
-      directory: holds one directory per step; made if need be.
+      directory: holds one directory per step; made if need be. With several processes a URL costs the
+        memory of the whole state on each of their hosts, for the first one writes all of it.
       step: the number of this step.
       state: a `State`, or any pytree, of JAX arrays; keys (`jax.random.key`) among them are welcome.
       extra: what else to remember, anything that JSON gives back as it was.
@@ -68,12 +90,20 @@ def save(
       ValueError: a leaf that holds NaN or is no JAX array, an `extra` that JSON would change, a step
         that is there already. Nothing was touched.
       OSError: the step could not be written, because the disk is full above all. The steps before it
-        are as they were; what was written of it goes at the next save.
+        are as they were; what was written of it is removed.
     """
     check_period("step", step, least=0)
     if keep is not None:
         check_period("keep", keep)
-    root = _root(directory)
+    write(directory, step, ready(state, extra=extra), keep=keep)
+
+
+def ready(state: PyTree, *, extra: dict[str, Any] | None = None) -> Ready:
+    """Checks a state that is to be saved; the arrays are its own, not copies.
+
+    Raises:
+      ValueError: as `save`.
+    """
     leaves = stored_arrays.named(state)
     _check_values(leaves)
     about = {
@@ -85,36 +115,73 @@ def save(
         raise ValueError(
             f"extra and the names of all leaves exceed {manifest.JSON_BYTES} bytes of JSON"
         )
+    return Ready(about, stored_arrays.arrays_of(leaves))
+
+
+def write(
+    directory: str | os.PathLike[str],
+    step: int,
+    ready: Ready,
+    *,
+    keep: int | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """What `save` does with a state that was checked. Computes nothing on the devices of others: a thread
+    may call it while the loop goes on, where arrays need not be gathered for a URL.
+
+    Args:
+      directory: as of `save`.
+      step: as of `save`.
+      ready: what `ready` returned.
+      keep: as of `save`.
+      check: called before a step is committed to a URL; raises an OSError if that is not to be.
+
+    Raises:
+      ValueError: as `save`.
+      OSError: as `save`.
+    """
+    root = _root(directory)
+    afar, first = store.afar(root), jax.process_index() == 0
     path = root / str(step)
     exists = path.exists() and path != _cut_short(root)
     if exists and not manifest.fault(path):
         raise ValueError(f"step {step} is in {root} already, intact, and is not overwritten")
+    arrays = stored_arrays.gathered(ready.arrays) if afar else ready.arrays
     cluster.barrier("found", step)
-    if jax.process_index() == 0:
-        root.mkdir(parents=True, exist_ok=True)
-        _clean(root)
-        if exists:
-            path.rename(_unused(path))
-        (root / SAVING).write_text(str(step), "utf-8")
-    cluster.barrier("cleaned", step)
     try:
-        saved = stored_arrays.write(root, step, leaves, about)
-        if not saved or not path.is_dir():
-            raise OSError("Orbax did not write it")
-        if jax.process_index() == 0:
-            manifest.write(path)
-            (root / SAVING).unlink()
+        if first:
+            root.mkdir(parents=True, exist_ok=True)
+            _clean(root)
+            if exists:
+                store.move(path, _unused(path))
+            (root / SAVING).write_text(str(step), "utf-8")
+        cluster.barrier("cleaned", step)
+        with _here(root) as here:
+            if first or not afar:
+                saved = stored_arrays.write(here, step, arrays, ready.about, alone=bool(afar))
+                if not saved or not (here / str(step)).is_dir():
+                    raise OSError("Orbax did not write it")
+            if first:
+                manifest.write(here / str(step))
+                if afar:
+                    store.upload(here / str(step), path, last=manifest.MANIFEST, check=check)
+                (root / SAVING).unlink()
     except (OSError, ValueError, RuntimeError) as error:
-        raise OSError(_full(root, step, leaves, error)) from error
-    if jax.process_index() == 0 and keep is not None:
+        said = _not_saved(root, step, arrays, error)
+        if first:
+            # It makes room, and whatever it can not do is done by the next save.
+            with contextlib.suppress(OSError):
+                _clean(root)
+        raise OSError(said) from error
+    if first and keep is not None:
         # Newer steps are of a run that was given up: they neither count nor go.
         mine = [
             s for s in steps(root) if s <= step and (root / str(s) / manifest.MANIFEST).exists()
         ]
         for old in mine[:-keep]:
-            gone = (root / str(old)).rename(root / f"{old}{UNFINISHED}")
-            shutil.rmtree(gone)
-    cluster.barrier("saved", step)
+            _discard(root / str(old))
+    # An upload takes what it takes.
+    cluster.barrier("saved", step, seconds=3600.0)
 
 
 def restore(
@@ -124,6 +191,8 @@ def restore(
     step: int | None = None,
 ) -> Restored | None:
     """Restores the newest step that is intact, bit for bit, on whatever devices `like` is on.
+
+    Several processes take the same step: the newest that is intact for all of them.
 
     Args:
       directory: what `save` was given.
@@ -135,12 +204,13 @@ def restore(
       A `Restored`; None if the directory holds no step at all.
 
     Raises:
-      ValueError: every step is refused (all are listed), or the step is intact and has another tree,
-        other shapes or other dtypes than `like`: nothing is cast, and no older step is tried.
+      NothingIntact: every step is refused (all are listed); a `ValueError`.
+      ValueError: the step is intact and has another tree, other shapes or other dtypes than `like`:
+        nothing is cast, and no older step is tried.
     """
     root = _root(directory)
     leaves = stored_arrays.named(like)
-    present = steps(root)
+    present = cluster.everyone("steps", steps(root))[0]
     if step is not None:
         if step not in present:
             raise ValueError(f"there is no step {step} in {root}; there are: {present}")
@@ -149,17 +219,14 @@ def restore(
         return None
     said: list[str] = []
     for number in reversed(present):
-        path = root / str(number)
-        if fault := manifest.fault(path):
-            said.append(f"step {number} refused: {fault}")
-            continue
-        try:
-            about = _read_about(path)
-        except (OSError, ValueError) as error:
-            said.append(f"step {number} refused: {manifest.line(error)}")
-            continue
-        _check_fits(number, about["leaves"], stored_arrays.signature(leaves))
-        arrays = stored_arrays.read(root, number, leaves)
+        with _here(root) as here:
+            about, fault = _fetched(root / str(number), here / str(number))
+            found = cluster.everyone("fault", fault)
+            if fault := next((x for x in found if x), "" if None not in found else "it is lost"):
+                said.append(f"step {number} refused: {fault}")
+                continue
+            _check_fits(number, about["leaves"], stored_arrays.signature(leaves))
+            arrays = stored_arrays.read(here, number, leaves)
         state = jax.tree.unflatten(jax.tree.structure(like), arrays)
         _check_fits(
             number,
@@ -167,7 +234,10 @@ def restore(
             stored_arrays.signature(leaves),
         )
         return Restored(state, number, about["extra"], tuple(said))
-    raise ValueError(f"no step in {root} can be restored:\n  " + "\n  ".join(said))
+    raise NothingIntact(
+        f"no step in {root} can be restored, and none begins anew: choose another folder, or remove them:\n  "
+        + "\n  ".join(said)
+    )
 
 
 def steps(directory: str | os.PathLike[str]) -> list[int]:
@@ -179,14 +249,39 @@ def steps(directory: str | os.PathLike[str]) -> list[int]:
 
 
 def _root(directory: str | os.PathLike[str]) -> Path:
-    if "://" in os.fspath(directory):
-        raise ValueError(f"{directory} is no path of a file system; mount it, and write the path")
-    return Path(directory).absolute()
+    root = store.folder(directory)
+    return root if store.afar(root) else root.absolute()
 
 
-def _full(root: Path, step: int, leaves: list[tuple[str, Any]], error: Exception) -> str:
-    needed = sum(x.nbytes for x in map(stored_arrays.data_of, (x for _, x in leaves)))
-    free = f"{shutil.disk_usage(root).free:,}" if root.is_dir() else "no"
+@contextlib.contextmanager
+def _here(root: Path) -> Iterator[Path]:
+    """Where Orbax writes and reads the steps of a directory: there, or on this host for one behind a URL."""
+    if not store.afar(root):
+        yield root
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxdist-") as folder:
+        yield Path(folder)
+
+
+def _fetched(path: Path, here: Path) -> tuple[dict[str, Any], str]:
+    """What a step says of itself, and what is wrong with it; one behind a URL is copied to `here`."""
+    try:
+        if path != here:
+            # No more is copied than the manifest lists.
+            if fault := manifest.fault(path, sums=False):
+                return {}, fault
+            store.download(path, here, [*manifest.files(path), manifest.MANIFEST])
+        if fault := manifest.fault(here):
+            return {}, fault
+        return _read_about(here), ""
+    except (OSError, ValueError) as error:
+        return {}, manifest.line(error)
+
+
+def _not_saved(root: Path, step: int, arrays: dict[str, Any], error: Exception) -> str:
+    needed = sum(x.nbytes for x in arrays.values())
+    there = store.free_bytes(root)
+    free = "no one knows how many" if store.afar(root) else f"{there:,}" if root.is_dir() else "no"
     return (
         f"step {step} was not saved in {root}: {manifest.line(error)}. It needs {needed:,} bytes and there "
         f"are {free} free; make room and write --resume auto, there are steps {steps(root)}"
@@ -251,19 +346,34 @@ def _check_fits(step: int, saved: list[Any], wanted: list[Any]) -> None:
 def _cut_short(root: Path) -> Path | None:
     """The step whose save a kill cut short after Orbax had committed it."""
     try:
-        step = root / (root / SAVING).read_text("utf-8")
+        name = (root / SAVING).read_text("utf-8")
     except OSError:
         return None
-    named = step.name.isascii() and step.name.isdecimal() and step.parent == root
-    return step if named and step.is_dir() and not (step / manifest.MANIFEST).exists() else None
+    step = root / name if name.isascii() and name.isdecimal() else root
+    named = step != root and step.is_dir() and not (step / manifest.MANIFEST).exists()
+    return step if named else None
 
 
 def _clean(root: Path) -> None:
     if gone := _cut_short(root):
-        shutil.rmtree(gone.rename(gone.with_name(f"{gone.name}{UNFINISHED}")))
+        _discard(gone)
     for path in root.iterdir():
         if UNFINISHED in path.name and path.name.split(".")[0].isdecimal() and path.is_dir():
-            shutil.rmtree(path)
+            store.remove(path)
+
+
+def _discard(path: Path) -> None:
+    """Removes a step so that a kill leaves it whole, or as what is no step."""
+    if not store.afar(path):
+        gone = path.with_name(f"{path.name}{UNFINISHED}")
+        store.move(path, gone)
+        store.remove(gone)
+        return
+    # There is no rename: it becomes a step whose save was cut short.
+    (path.parent / SAVING).write_text(path.name, "utf-8")
+    (path / manifest.MANIFEST).unlink(missing_ok=True)
+    store.remove(path)
+    (path.parent / SAVING).unlink()
 
 
 def _unused(path: Path) -> Path:

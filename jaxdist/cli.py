@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxdist import store
 from jaxdist.commands import looking, printing, running
 
 # JAX and all that needs it are imported where they are used, so that a mistyped command costs nothing.
@@ -16,8 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-      The exit code: 0 done, 1 stopped by a value that is not finite, 2 refused, with one line that says
-      why on the error stream; 130 interrupted.
+      The exit code: 0 done, 1 stopped by a value that is not finite, 2 refused, 3 no checkpoint of those
+      there are can be believed, 74 the disk is full or gone, with one line that says why on the error
+      stream; 130 interrupted.
     """
     try:
         parser = _parser()
@@ -58,10 +60,11 @@ def _parser() -> argparse.ArgumentParser:
 
     one = command("train", running.train, "train a config, or go on with its run", help=False)
     one.add_argument("config", help="a Python file, for example configs/digits_gossip.py")
-    one.add_argument("--workdir", type=_folder, help="the run's folder (default runs/CONFIG)")
+    where = "the run's folder, or a URL: gs://, s3://, file:// (default runs/CONFIG)"
+    one.add_argument("--workdir", type=_place, help=where)
     one.add_argument("--resume", choices=("auto", "must", "never"), default="auto")
     one.add_argument(
-        "--init-from", type=_folder, help="begin from another run: other workers, another method"
+        "--init-from", type=_place, help="begin from another run: other workers, another method"
     )
     one = command(
         "launch", running.launch, "train in several processes on this host, and restart them"
@@ -87,18 +90,18 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     one = command("eval", running.evaluate, "evaluate the newest checkpoint of a run")
     one.add_argument(
-        "run_folder", nargs="?", type=_folder, help="the run's folder", metavar="WORKDIR"
+        "run_folder", nargs="?", type=_place, help="the run's folder", metavar="WORKDIR"
     )
-    one.add_argument("--workdir", type=_folder, help="the same")
+    one.add_argument("--workdir", type=_place, help="the same")
     one = command("compare", looking.compare, "show runs side by side: a table and a picture")
-    one.add_argument("runs", nargs="+", type=_folder, metavar="WORKDIR", help="two runs or more")
+    one.add_argument("runs", nargs="+", type=_place, metavar="WORKDIR", help="two runs or more")
     one.add_argument("--output", type=Path, help="where to draw them (default DIR/comparison.png)")
     one.add_argument("--workdir", type=_folder, default=Path(), help="where the picture goes")
     one = command(
         "check", looking.check, "build a config and check it, without training", help=False
     )
     one.add_argument("config", help="a Python file")
-    one.add_argument("--workdir", type=_folder, help="a run's folder to check it against")
+    one.add_argument("--workdir", type=_place, help="a run's folder to check it against")
     one = command(
         "inspect",
         looking.inspect,
@@ -146,10 +149,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _place(text: str) -> Path:
+    try:
+        return store.folder(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _folder(text: str) -> Path:
     if "://" in text:
         raise argparse.ArgumentTypeError(
-            f"{text} is no path of a file system; mount it (gcsfuse), and write the path"
+            f"{text} is no path of a file system, and a URL is for train, eval, compare and check"
         )
     return Path(text)
 

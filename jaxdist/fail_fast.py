@@ -16,7 +16,9 @@ from typing import NoReturn
 
 INTERRUPTED = 130
 FAILED = 70  # the exit code after an error that nobody foresaw
-REFUSED = (1, 2)  # every process refuses the same
+NOTHING_INTACT = 3  # there are checkpoints, and none can be believed
+NO_ROOM = 74  # the disk is full, or gone
+REFUSED = (1, 2, NOTHING_INTACT, NO_ROOM)  # another try would only say the same: a line is enough
 ERRORS = "JAXDIST_ERRORS"  # where a supervisor looks for errors
 ERROR = "error.json"
 

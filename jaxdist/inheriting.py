@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxdist import checkpoint, run_folder
+from jaxdist import checkpoint, run_folder, store
 from jaxdist.algorithms.base import State
 from jaxdist.executor import Trainer, execute
 from jaxdist.experiment import Config, read_again
@@ -45,7 +45,7 @@ def prepare(
     saves = folder / "checkpoints"
     if (folder / run_folder.RECORD).exists() and init_from is None:
         before = run_folder.read_record(folder).get("init_from")
-        init_from = Path(before) if before else None
+        init_from = store.folder(before) if before else None
     if init_from is None or checkpoint.steps(saves):
         return
     if resume != "auto":
@@ -53,7 +53,7 @@ def prepare(
             f"--resume {resume} with --init-from {init_from}: expected --resume auto, by which {folder} "
             "goes on from its own checkpoints once it has some"
         )
-    with run_folder.locked(folder):
+    with run_folder.locked(folder, say=say) as check:
         run_folder.check(folder, keywords=config.keywords, source=config.source)
         state, said = _inherited(config, init_from)
         step, steps = int(state.step), config.experiment.steps
@@ -70,7 +70,7 @@ def prepare(
             state=state,
             init_from=init_from,
         )
-        checkpoint.save(saves, step, state)
+        checkpoint.write(saves, step, checkpoint.ready(state), check=check)
         say(said)
 
 

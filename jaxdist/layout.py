@@ -24,6 +24,17 @@ def default_mesh(workers: int, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(np.array(available[:used]), (AXIS,), axis_types=(AxisType.Auto,))
 
 
+def devices_of(mesh: Mesh) -> str:
+    """What a mesh is of, in words; says so if other devices are there and idle.
+
+    >>> devices_of(default_mesh(4, jax.devices()[:3]))
+    '2 x cpu (6 of 8 devices are idle)'
+    """
+    every = jax.device_count(mesh.devices.flat[0].platform)
+    idle = f" ({every - mesh.size} of {every} devices are idle)" if every > mesh.size else ""
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}{idle}"
+
+
 def check_mesh(mesh: Mesh, workers: Any) -> None:
     """Refuses a number of workers or a mesh on which the workers cannot be laid out evenly."""
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:

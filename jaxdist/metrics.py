@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxdist import run_folder
+from jaxdist import run_folder, store
 from jaxdist.executor import Trainer
 
 PyTree = Any
@@ -38,8 +39,8 @@ class Recorder(NamedTuple):
 def recording(folder: Path, *, begin: int, steps: int) -> Iterator[Recorder]:
     """Appends to `metrics.jsonl`, shows progress on the error stream, writes TensorBoard events.
 
-    The events need the package tensorboardX; without it there are none. Of several processes the
-    first one records.
+    The events need the package tensorboardX and a folder on a disk; without there are none. Of several
+    processes the first one records.
 
     Args:
       folder: the run's folder.
@@ -54,7 +55,7 @@ def recording(folder: Path, *, begin: int, steps: int) -> Iterator[Recorder]:
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
-        (folder / run_folder.METRICS).open("a", encoding="utf-8") as lines,
+        _lines(folder) as (append, sync),
         Progress(
             *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
         ) as bar,
@@ -64,29 +65,81 @@ def recording(folder: Path, *, begin: int, steps: int) -> Iterator[Recorder]:
 
         def write(step: int, line: dict[str, float]) -> None:
             seconds = round(time.monotonic() - began, 3)
-            lines.write(json.dumps({"step": step, **line, "seconds": seconds}) + "\n")
+            append(json.dumps({"step": step, **line, "seconds": seconds}) + "\n")
             bar.update(task, completed=step, description=f"loss {line['loss']:.4f}")
-            for name, value in line.items():
-                event(name, value, step)
-
-        def sync() -> None:
-            lines.flush()
-            os.fsync(lines.fileno())
-            if not (folder / run_folder.METRICS).exists():
-                raise OSError(f"{folder} is gone, and the run with it: it was removed while it ran")
+            event(step, line)
 
         yield Recorder(write, sync)
 
 
 @contextlib.contextmanager
-def _events(folder: Path) -> Iterator[Callable[[str, float, int], Any]]:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        yield lambda name, value, step: None
+def _lines(folder: Path) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
+    """What appends a line to the metrics, and what returns when they are stored."""
+    file = folder / run_folder.METRICS
+    if store.afar(folder):
+        # Nothing can be appended to an object: all lines are written again.
+        kept = [file.read_text("utf-8")] if file.exists() else []
+        yield kept.append, lambda: run_folder.replace(file, "".join(kept))
         return
-    with SummaryWriter(str(folder / "events")) as writer:
-        yield writer.add_scalar
+    # Unbuffered: an error comes with its own line, and not again when the file is closed.
+    with file.open("ab", buffering=0) as lines:
+
+        def append(line: str) -> None:
+            data = line.encode()
+            with store.told(folder, f"{file.name} ({len(data)} bytes)"):
+                while data:
+                    data = data[lines.write(data) :]
+
+        def sync() -> None:
+            with store.told(folder, file.name):
+                os.fsync(lines.fileno())
+            if not file.exists():
+                raise OSError(f"{folder} is gone, and the run with it: it was removed while it ran")
+
+        yield append, sync
+
+
+@contextlib.contextmanager
+def _events(folder: Path) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """What writes events; nothing where they can not be written: they are not worth a run."""
+    try:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+    except ImportError:
+        yield lambda step, line: None
+        return
+    writers = []
+    if not store.afar(folder):
+        with _lost(writers):
+            (folder / "events").mkdir(exist_ok=True)
+            writers.append(EventsWriter(str(folder / "events" / "events")))
+
+    event: Any = vars(event_pb2)["Event"]  # made when it is imported
+
+    def write(step: int, line: dict[str, float]) -> None:
+        now = time.time()
+        with _lost(writers):
+            for writer in writers:
+                for name, value in line.items():
+                    written = event(wall_time=now, step=step, summary=scalar(name, value))
+                    writer.write_event(written)
+
+    try:
+        yield write
+    finally:
+        with _lost(writers):
+            for writer in writers:
+                writer.close()
+
+
+@contextlib.contextmanager
+def _lost(writers: list[Any]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        writers.clear()
+        print(f"jaxdist: no more events for TensorBoard: {error}", file=sys.stderr)
 
 
 def evaluate(

@@ -30,7 +30,8 @@ def draw_run(metrics: list[dict[str, Any]], file: Path, *, title: str) -> None:
     right.grid(alpha=0.3)
     right.legend()
     figure.suptitle(title)
-    figure.savefig(file, dpi=120)
+    with file.open("wb") as picture:
+        figure.savefig(picture, dpi=120)
 
 
 def compare(runs: dict[str, list[dict[str, Any]]]) -> str:

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
+from jaxdist import stored_arrays
 from jaxdist.algorithms.base import State
 from jaxdist.executor import Trainer
 
@@ -98,9 +98,7 @@ def _on_host(x: jax.Array) -> Any:
     if _is_key(x):
         data = jax.random.key_data(x)
         return jax.random.wrap_key_data(jnp.asarray(_on_host(data)), impl=jax.random.key_impl(x))
-    if x.is_fully_addressable:
-        return np.asarray(x)
-    return multihost_utils.process_allgather(x, tiled=True)
+    return stored_arrays.whole(x)
 
 
 def _placed(made: Any, like: jax.Array) -> jax.Array:

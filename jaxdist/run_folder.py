@@ -7,9 +7,11 @@ metrics.jsonl     one JSON object a line: step, loss, bytes_sent, seconds (on th
 checkpoints/      the newest two, and their checksums
 events/           for TensorBoard, where tensorboardX is installed
 run.png           loss and accuracy, drawn at the end
-lock              who writes to it now
+lock              who writes to it now; behind a URL see `jaxdist/lease.py`
 status/           what each process is doing, and what their supervisor did
 error.json        the error that ended the last try; gone when a later one begins
+
+Behind a URL there are no events/, status/ and error.json, and metrics.jsonl is as new as the newest save.
 """
 
 import contextlib
@@ -17,21 +19,21 @@ import fcntl
 import json
 import os
 import platform
-import shutil
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxdist import cluster
+from jaxdist import cluster, lease, store
 from jaxdist.fail_fast import ERROR
 from jaxdist.manifest import JSON_BYTES
 from jaxdist.watchdog import STATUS
 
-LOCK = "lock"
+LOCK = lease.LOCK
 RECORD = "experiment.json"
 METRICS = "metrics.jsonl"
 SOURCE = "config.py.txt"
@@ -39,27 +41,40 @@ PACKAGES = ("jaxdist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Callable[[], None]]:
     """Holds the folder for this process; the kernel lets go of it however the process ends.
 
-    Of several processes of one job the first one holds it for all.
+    Of several processes of one job the first one holds it for all. Behind a URL it is held as
+    `jaxdist/lease.py` says, which is weaker.
+
+    Args:
+      folder: made if need be.
+      say: what to do with a line that says what is waited for.
+
+    Yields:
+      `check()`: raises an OSError if the folder is no longer held, which can only be behind a URL.
 
     Raises:
       ValueError: another process holds it, or it is no folder that can be written to, or not all
         processes of the job see it. Then all of them raise: none waits for the others.
     """
     with contextlib.ExitStack() as held:
-        refused = None
+        refused, check = None, _nothing
         if cluster.place()[0] == 0:
             try:
-                held.enter_context(_lock(folder))
+                lock = lease.held(folder, say=say) if store.afar(folder) else _lock(folder)
+                check = held.enter_context(lock)
             except ValueError as error:
                 refused = error
         if cluster.place()[1] > 1:
             _agree(folder, refused)
         elif refused:
             raise refused
-        yield
+        yield check
+
+
+def _nothing() -> None:
+    """The kernel does not take back a lock."""
 
 
 def _agree(folder: Path, refused: ValueError | None) -> None:
@@ -76,7 +91,7 @@ def _agree(folder: Path, refused: ValueError | None) -> None:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[Callable[[], None]]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -92,7 +107,7 @@ def _lock(folder: Path) -> Iterator[None]:
             ) from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
+        yield _nothing
     finally:
         os.close(handle)
 
@@ -152,12 +167,20 @@ def claim(
       ValueError: what `check` refuses, or the disk has no room for three checkpoints of `state`, the
         two that are kept and the next. Nothing was written.
     """
-    needed = 3 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    free = shutil.disk_usage(folder).free
-    if free < needed:
+    needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    if store.afar(folder):
+        here, count, words, cure = (
+            Path(tempfile.gettempdir()),
+            1,
+            "one checkpoint needs",
+            "set TMPDIR",
+        )
+    else:
+        here, count, words, cure = folder, 3, "three checkpoints need", "choose another folder"
+    free = store.free_bytes(here)
+    if free is not None and free < count * needed:
         raise ValueError(
-            f"--workdir {folder} has {free:,} bytes free and three checkpoints need {needed:,}: "
-            "choose another folder"
+            f"--workdir {here} has {free:,} bytes free and {words} {count * needed:,}: {cure}"
         )
     if jax.process_index() != 0:
         return
@@ -213,13 +236,13 @@ def forget_after(folder: Path, step: int) -> dict[str, Any]:
 
 
 def replace(file: Path, text: str) -> None:
-    """Writes a file so that a kill leaves the old text or the new one, and nothing between."""
-    unfinished = file.with_name(file.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    unfinished.replace(file)
+    """Writes a file so that a kill leaves the old text or the new one, and nothing between.
+
+    Raises:
+      OSError: it could not be written; says how much room there is. The old text is still there.
+    """
+    with store.told(file.parent, file.name):
+        store.write(file, text)
 
 
 def versions() -> dict[str, str]:

@@ -1,15 +1,17 @@
-"""Checkpoints written behind the loop's back: the loop pays for a copy to the host, no more."""
+"""Checkpoints written behind the loop's back: the loop pays for a copy of the state, no more."""
 
 import concurrent.futures
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxdist import checkpoint, stored_arrays
+from jaxdist import checkpoint, store
 
 PyTree = Any
 
@@ -18,9 +20,9 @@ class Saver(NamedTuple):
     """Saves that are under way, one at a time.
 
     Attributes:
-      save: `save(step, state)` waits for the save before it, copies the state to the host, and returns;
-        the state may be donated then. A step that is there already is left. What a save raised is
-        raised by the next call, or at the end.
+      save: `save(step, state)` waits for the save before it, checks and copies the state, and returns;
+        the state may be donated then. A step that is there already is left. What went wrong while a
+        step was written is raised by the next call, or at the end.
       wait: returns when everything is on disk and verifiable.
     """
 
@@ -30,18 +32,24 @@ class Saver(NamedTuple):
 
 @contextlib.contextmanager
 def saving(
-    directory: str | os.PathLike[str], *, keep: int | None = None, asynchronously: bool = True
+    directory: str | os.PathLike[str],
+    *,
+    keep: int | None = None,
+    asynchronously: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[Saver]:
     """Inside, checkpoints are written by a thread; at the end all of them are on disk.
 
     A kill leaves what it leaves of `checkpoint.save`: a step without manifest, which is not believed.
-    With several processes every save is finished before `save` returns: all of them would have to
-    meet in their threads.
+    Alone a process copies the state to its host. Several copy it on their devices, which must have room
+    for it, and their threads meet at the coordinator, never in a program. Several that write to
+    a URL wait for every save: the whole state is gathered for it.
 
     Args:
       directory: as of `checkpoint.save`.
       keep: as of `checkpoint.save`.
       asynchronously: False: `save` returns when the step is on disk.
+      check: as of `checkpoint.write`.
 
     Yields:
       A `Saver`.
@@ -54,8 +62,10 @@ def saving(
       ...     checkpoint.steps(folder)
       [1]
     """
+    write = partial(checkpoint.write, keep=keep, check=check)
     under_way: list[concurrent.futures.Future[None]] = []
-    behind = asynchronously and jax.process_count() == 1
+    alone = jax.process_count() == 1
+    behind = asynchronously and (alone or not store.afar(store.folder(directory)))
 
     def wait() -> None:
         while under_way:
@@ -65,10 +75,12 @@ def saving(
         wait()
         if step in checkpoint.steps(directory):
             return
+        about, arrays = checkpoint.ready(state)
         if not behind:
-            return checkpoint.save(directory, step, state, keep=keep)
-        copy = jax.tree.map(_on_host, state)
-        under_way.append(pool.submit(checkpoint.save, directory, step, copy, keep=keep))
+            return write(directory, step, checkpoint.Ready(about, arrays))
+        copy = jax.tree.map(_on_host, arrays) if alone else jax.block_until_ready(_copied(arrays))
+        ready = checkpoint.Ready(about, copy)
+        under_way.append(pool.submit(write, directory, step, ready))
 
     # The pool is left last: whatever happens, the thread has ended then.
     with concurrent.futures.ThreadPoolExecutor(1, "checkpoint") as pool:
@@ -76,10 +88,11 @@ def saving(
         wait()
 
 
+@jax.jit
+def _copied(arrays: PyTree) -> PyTree:
+    return jax.tree.map(jnp.copy, arrays)
+
+
 def _on_host(x: jax.Array) -> jax.Array:
     """A copy on the CPU that shares no memory with `x`, whose own may be donated to the next step."""
-    cpu = jax.local_devices(backend="cpu")[0]
-    copy = jax.device_put(np.array(stored_arrays.data_of(x), copy=True), cpu)
-    if copy.dtype == x.dtype:
-        return copy
-    return jax.random.wrap_key_data(copy, impl=jax.random.key_impl(x))
+    return jax.device_put(np.array(x, copy=True), jax.local_devices(backend="cpu")[0])

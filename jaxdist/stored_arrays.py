@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
 PyTree = Any
@@ -38,9 +40,35 @@ def signature(leaves: list[tuple[str, Any]]) -> list[Any]:
     return [[name, list(x.shape), str(x.dtype)] for name, x in leaves]
 
 
-def _manager(root: Path, *, read_only: bool) -> ocp.CheckpointManager:
+def arrays_of(leaves: list[tuple[str, Any]]) -> dict[str, jax.Array]:
+    """The numbers of every leaf that has some, by its place."""
+    return {str(i): data_of(x) for i, (_, x) in enumerate(leaves) if x.size}
+
+
+def whole(x: Any) -> np.ndarray:
+    """A whole array, in every process."""
+    if isinstance(x, np.ndarray) or x.is_fully_addressable:
+        return np.asarray(x)
+    if x.is_fully_replicated:
+        return np.asarray(x.addressable_data(0))
+    return multihost_utils.process_allgather(x, tiled=True)
+
+
+def gathered(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The same arrays, all of each in the first process, so that it can write them alone."""
+    return arrays if jax.process_count() == 1 else {name: whole(x) for name, x in arrays.items()}
+
+
+def _manager(root: Path, *, read_only: bool, alone: bool = False) -> ocp.CheckpointManager:
+    # Named processes meet at the coordinator; unnamed ones would in a program on their devices, and
+    # that is not for a thread beside the loop.
+    count = jax.process_count()
+    meet = None if count == 1 else {0} if alone else {*range(count)}
     options = ocp.CheckpointManagerOptions(
-        create=False, read_only=read_only, enable_async_checkpointing=False
+        create=False,
+        read_only=read_only,
+        enable_async_checkpointing=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=meet),
     )
     return ocp.CheckpointManager(root, options=options)
 
@@ -57,10 +85,19 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def write(root: Path, step: int, leaves: list[tuple[str, Any]], about: dict[str, Any]) -> bool:
-    """Writes a step, and whether Orbax says that it did."""
-    arrays = {str(i): data_of(x) for i, (_, x) in enumerate(leaves) if x.size}
-    with _manager(root, read_only=False) as orbax:
+def write(
+    root: Path, step: int, arrays: dict[str, Any], about: dict[str, Any], *, alone: bool = False
+) -> bool:
+    """Writes a step, and whether Orbax says that it did.
+
+    Args:
+      root: the directory of all steps.
+      step: its number.
+      arrays: what `arrays_of` returned, or the same on the host.
+      about: JSON to lie beside them.
+      alone: no other process writes a part of it.
+    """
+    with _manager(root, read_only=False, alone=alone) as orbax:
         saved = orbax.save(
             step,
             args=ocp.args.Composite(

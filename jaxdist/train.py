@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdist import feed, metrics, report, resuming, run_folder, stopping
+from jaxdist import feed, layout, metrics, report, resuming, run_folder, stopping, store
 from jaxdist.algorithms.base import bytes_sent
 from jaxdist.data import check_batch
 from jaxdist.experiment import Config, trainer_of
@@ -41,7 +41,8 @@ def train(
 
     Args:
       config: what `experiment.read` returned.
-      folder: the run's own; made if need be. What it holds is listed in `jaxdist/run_folder.py`.
+      folder: the run's own, of `jaxdist/store.py`; made if need be. What it holds is listed in
+        `jaxdist/run_folder.py`.
       resume: `"must"` refuses a folder without a checkpoint, `"never"` one with.
       say: what to do with a line for the user.
       watch: is told what the loop does.
@@ -51,13 +52,14 @@ def train(
         train on. Nothing was changed.
       FloatingPointError: a loss, a gradient or a parameter is not finite; names step, worker and
         leaf. What was saved before is still there.
+      OSError: the disk is full, or the folder is gone; says how much room there is.
     """
-    with run_folder.locked(folder), stopping.asked(say) as stop:
-        return _train(config, folder, resume, stop, say, watch)
+    with run_folder.locked(folder, say=say) as check, stopping.asked(say) as stop:
+        return _train(config, folder, resume, check, stop, say, watch)
 
 
 def _train(
-    config: Config, folder: Path, resume: Resume, stop: Any, say: Say, watch: Watch
+    config: Config, folder: Path, resume: Resume, check: Any, stop: Any, say: Say, watch: Watch
 ) -> Outcome:
     # Shapes. All that can be refused is refused before anything is compiled or written.
     watch.enter("init", 0)
@@ -77,9 +79,10 @@ def _train(
     state, begin = resuming.newest(folder, state, resume=resume, say=say)
     claim = partial(run_folder.claim, folder, config=str(config.path), keywords=config.keywords)
     claim(source=config.source, state=state)
-    watch.follow(folder)
+    if not store.afar(folder):
+        watch.follow(folder)
     sent = run_folder.forget_after(folder, begin).get("bytes_sent", 0)
-    on = f"{trainer.mesh.size} x {trainer.mesh.devices.flat[0].device_kind}"
+    on = layout.devices_of(trainer.mesh)
     kind = resuming.kind(begin, experiment.steps)
     say(
         f"{kind}: step {begin} of {experiment.steps}, {experiment.workers} workers on {on}, in {folder}"
@@ -92,7 +95,7 @@ def _train(
         feed.batches(
             experiment.task.stream, trainer, begin, resident=experiment.resident
         ) as batches,
-        saving(saves, keep=2) as saver,
+        saving(saves, keep=2, check=check) as saver,
     ):
 
         def settle() -> None:
@@ -135,6 +138,9 @@ def _train(
     watch.enter("end", done)
     recorded = run_folder.read_metrics(folder)
     if recorded and jax.process_index() == 0:
-        report.draw_run(recorded, folder / "run.png", title=str(config.path))
+        try:
+            report.draw_run(recorded, folder / "run.png", title=str(config.path))
+        except OSError as error:  # a picture is not worth a run
+            say(f"run.png was not drawn: {error}")
     evaluations = [line for line in recorded if "accuracy" in line]
     return Outcome(done, done >= experiment.steps, evaluations[-1] if evaluations else {})

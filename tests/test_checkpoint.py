@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -333,9 +334,17 @@ def test_numbers_that_are_none_are_refused(two_steps, tmp_path, step, keep):
         checkpoint.save(tmp_path, step, two_steps[1], keep=keep)
 
 
-def test_a_bucket_is_not_taken_for_a_path(two_steps):
-    with pytest.raises(ValueError, match="no path of a file system"):
+def test_a_scheme_that_nothing_reads_is_refused_with_what_to_install(two_steps, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ValueError, match="nothing here reads gs://; write pip install gcsfs"):
         checkpoint.save("gs://bucket/run", 1, two_steps[1])
+    with pytest.raises(ValueError, match="'nothing'; write a path, or gs://"):
+        checkpoint.save("nothing://bucket/run", 1, two_steps[1])
+    monkeypatch.setitem(sys.modules, "upath", None)
+    with pytest.raises(
+        ValueError, match=r"universal_pathlib; write pip install 'jaxdist\[stores\]'"
+    ):
+        checkpoint.save("memory://bucket/run", 1, two_steps[1])
 
 
 def test_a_save_killed_before_its_manifest_never_was_a_checkpoint(tmp_path, monkeypatch):

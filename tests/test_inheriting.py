@@ -101,7 +101,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_inherits_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", killed)
+        patch.setattr(checkpoint, "write", killed)
         assert shell(capsys, *arguments, "--init-from", source)[0] == 130
     code, out, _ = shell(capsys, *arguments)
     assert code == 0
@@ -117,7 +117,7 @@ def test_what_can_not_be_inherited_is_one_line(finished, tmp_path, capsys):
         ([config, "--init-from", tmp_path], "holds no run"),
         ([other, "--init-from", source], "['w'] is float32[3] there and float32[3, 1] here"),
         ([config, "--init-from", source, "--resume", "must"], "expected --resume auto"),
-        ([config, "--init-from", "gs://a/b"], "no path of a file system"),
+        ([config, "--init-from", "nothing://a/b"], "write a path, or gs://"),
     ):
         code, _, err = shell(capsys, "train", *arguments, *to)
         assert (code, err.count("\n")) == (2, 1)

@@ -36,13 +36,13 @@ def test_what_is_saved_is_the_state_of_the_call_though_the_loop_goes_on(
     trainer = jd.execute(jd.gossip(rule, jd.topology.ring(8)), loss, workers=8)
     batch = np.random.default_rng(0).normal(size=(8, 4, 3)).astype(np.float32)
     state, expected = trainer.init(jnp.ones(3)), {}
-    real = checkpoint.save
+    real = checkpoint.write
 
     def slow(*given, **named):
         time.sleep(0.2)
         real(*given, **named)
 
-    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(checkpoint, "write", slow)
     with saving(tmp_path, keep=2) as saver:
         for step in range(1, 10):
             state, _ = trainer.step(state, batch)
@@ -60,11 +60,11 @@ def test_the_loop_waits_only_for_the_save_before(tmp_path, monkeypatch):
     goes_on = threading.Event()
     began = []
 
-    def held(directory, step, state, *, keep):
+    def held(directory, step, ready, **named):
         began.append(step)
         assert goes_on.wait(30)
 
-    monkeypatch.setattr(checkpoint, "save", held)
+    monkeypatch.setattr(checkpoint, "write", held)
     state = {"w": jnp.ones(3)}
     with saving(tmp_path) as saver:
         saver.save(1, state)  # returns, although nothing is written yet
@@ -80,21 +80,28 @@ def test_the_loop_waits_only_for_the_save_before(tmp_path, monkeypatch):
         assert goes_on.is_set()
 
 
-def test_a_step_that_is_there_is_left_and_an_error_comes_with_the_next_call(tmp_path):
+def test_a_step_that_is_there_is_left_and_an_error_comes_with_the_next_call(tmp_path, monkeypatch):
     good, bad = {"w": jnp.ones(3)}, {"w": jnp.full(3, np.nan)}
     with saving(tmp_path) as saver:
         saver.save(1, good)
         saver.save(1, bad)
-        saver.save(2, bad)
         with pytest.raises(ValueError, match="there is NaN in"):
-            saver.save(3, good)
+            saver.save(2, bad)
     assert checkpoint.steps(tmp_path) == [1]
+
+    def broken(*given, **named):
+        raise OSError("the disk")
 
     def to_the_end():
         with saving(tmp_path) as saver:
-            saver.save(2, bad)
+            saver.save(2, good)
 
-    with pytest.raises(ValueError, match="there is NaN in"):
+    monkeypatch.setattr(checkpoint, "write", broken)
+    with saving(tmp_path) as saver:
+        saver.save(2, good)
+        with pytest.raises(OSError, match="the disk"):
+            saver.save(3, good)
+    with pytest.raises(OSError, match="the disk"):
         to_the_end()
 
 

@@ -114,7 +114,7 @@ def test_a_finished_run_says_so_and_is_evaluated(finished, shell):
         (["--resume", "must"], "holds no checkpoint"),
         (["--resume", "perhaps"], "invalid choice"),
         (["--rate", "nan"], "rate=nan is no number"),
-        (["--workdir", "gs://bucket/run"], "gs://bucket/run is no path of a file system; mount it"),
+        (["--workdir", "nothing://bucket/run"], "'nothing'; write a path, or gs://"),
     ],
 )
 def test_a_mistake_is_one_line_and_starts_nothing(tmp_path, shell, change, said):
@@ -194,7 +194,7 @@ def test_a_folder_that_is_none_or_has_no_room_is_refused(tmp_path, monkeypatch, 
     assert (code, err.count("\n")) == (2, 1)
     assert "File exists; choose another" in err
     full = shutil._ntuple_diskusage(2**20, 2**20 - 100, 100)
-    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda folder: full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
     code, _, err = shell("train", config, "--workdir", tmp_path / "run")
     assert (code, err.count("\n")) == (2, 1)
     assert "has 100 bytes free and three checkpoints need" in err

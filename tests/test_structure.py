@@ -22,6 +22,8 @@ FLOORS = {
     "fault_plan": 0,
     "fail_fast": 0,
     "targets": 0,
+    "store": 1,
+    "lease": 2,
     "rows": 1,
     "watchdog": 1,
     "cluster": 1,

@@ -31,7 +31,7 @@ def check(options: argparse.Namespace, rest: list[str]) -> None:
     """Builds a config and checks it, without training."""
     import jax
 
-    from jaxdist import experiment, run_folder
+    from jaxdist import experiment, layout, run_folder
     from jaxdist.algorithms.base import bytes_sent
     from jaxdist.data import check_batch
 
@@ -50,7 +50,7 @@ def check(options: argparse.Namespace, rest: list[str]) -> None:
     if made.algorithm.sends:
         sent = bytes_sent(made.algorithm, params, 0, workers=made.workers)
         printing.row("bytes sent at step 0", f"{sent:,} per worker")
-    printing.row("devices", f"{trainer.mesh.size} x {trainer.mesh.devices.flat[0].device_kind}")
+    printing.row("devices", layout.devices_of(trainer.mesh))
     for name, leaf in batch.items():
         printing.row(f"batch {name}", f"{leaf.dtype}{list(leaf.shape)}")
     print(f"{options.config} is fine")

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import NoReturn
 
+from jaxdist import fail_fast
+
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -41,6 +43,11 @@ def exit_code(error: BaseException) -> int:
     """The exit code of what a line is enough for; 0: it needs its traceback."""
     if isinstance(error, FloatingPointError):
         return 1
+    if type(error).__name__ == "NothingIntact":  # naming the class would import JAX
+        return fail_fast.NOTHING_INTACT
+    # Subclasses are of files that are missing or not allowed: somebody's mistake, with its place.
+    if type(error) is OSError and _ours(error):
+        return fail_fast.NO_ROOM
     refused = isinstance(error, ValueError | TypeError) and _ours(error)
     no_backend = isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error)
     return 2 if refused or no_backend else 0

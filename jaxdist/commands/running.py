@@ -1,11 +1,12 @@
 """Commands that run an experiment or speak of its run: train, launch, status, eval."""
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
 
-from jaxdist import watchdog
+from jaxdist import store, watchdog
 from jaxdist.commands import printing
 
 
@@ -18,7 +19,8 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
         # JAX must join the other processes before a config makes its first array.
         if not cluster.join() and not fail_fast.supervised():
             return _train_here(options, rest, folder, watch)
-        with fail_fast.leaving(printing.exit_code, who=cluster.place, now=watch.now, folder=folder):
+        kept = Path(os.devnull) if store.afar(folder) else folder  # no error.json behind a URL
+        with fail_fast.leaving(printing.exit_code, who=cluster.place, now=watch.now, folder=kept):
             _train_here(options, rest, folder, watch)
 
 
@@ -69,9 +71,15 @@ def launch(options: argparse.Namespace, rest: list[str]) -> int:
         return 0
     if options.dry_run:
         printing.refuse("--dry-run prints what another site runs: write --on slurm --dry-run")
+    folder = _run_of(inner)
+    if store.afar(folder):
+        printing.refuse(
+            f"--workdir {folder}: jaxdist launch keeps its own records in the run's folder: write a path; "
+            "a URL is for jaxdist train in every process"
+        )
     return launch.launch(
         given,
-        _run_of(inner),
+        folder,
         processes=options.processes,
         devices_per_process=options.devices_per_process,
         max_restarts=options.max_restarts,

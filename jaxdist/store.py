@@ -1,0 +1,187 @@
+"""Folders behind a URL: the few file operations that are not the same there as on a local disk.
+
+A folder is a `pathlib.Path`, or a `UPath` of universal_pathlib, which acts like one over the file systems of
+fsspec: `gs://`, `s3://`, `file://`, `memory://`. A store has no rename and no fsync; one object is written
+whole or not at all. So a step is copied there file by file, and its manifest last.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+# What pip is to install for a scheme, where fsspec itself does not say.
+PACKAGES = {
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+}
+EXTRA = "write pip install 'jaxdist[stores]'"
+
+
+def folder(text: str | os.PathLike[str]) -> Path:
+    """The folder that a path or a URL names.
+
+    Raises:
+      ValueError: there is no such scheme, or its package is not installed; names the pip command.
+
+    >>> folder("runs/a")
+    PosixPath('runs/a')
+    """
+    if not isinstance(text, str):
+        return cast(Path, text)
+    if "://" not in text:
+        return Path(text)
+    scheme = text.split("://")[0]
+    try:
+        from upath import UPath
+    except ImportError:
+        raise ValueError(f"{text}: URLs need the package universal_pathlib; {EXTRA}") from None
+    try:
+        # What others wrote a moment ago must be seen.
+        found = UPath(text, use_listings_cache=False)
+        found.fs.exists(found.path)
+    except ImportError as error:
+        package = PACKAGES.get(scheme)
+        cure = f"write pip install {package}" if package else str(error)
+        raise ValueError(f"{text}: nothing here reads {scheme}://; {cure}") from None
+    except (ValueError, NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"{text}: {' '.join(str(error).split())}; write a path, or gs://, s3://, file://"
+        ) from None
+    return cast(Path, found)
+
+
+def afar(path: Path) -> Any:
+    """The file system of fsspec that a folder is in; None: the local disk's own."""
+    return None if isinstance(path, Path) else cast(Any, path).fs
+
+
+def write(file: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old text or the new one, and nothing between.
+
+    Raises:
+      OSError: it could not be written; nothing is left of it.
+    """
+    unfinished = file.with_name(file.name + ".tmp")
+    try:
+        if fs := afar(file):
+            _put(fs, file, unfinished, text.encode())
+            return
+        with unfinished.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        unfinished.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+def _put(fs: Any, file: Path, unfinished: Path, data: bytes) -> None:
+    if not _renames(fs):
+        fs.pipe_file(cast(Any, file).path, data)
+        return
+    unfinished.write_bytes(data)
+    fs.mv(cast(Any, unfinished).path, cast(Any, file).path)
+
+
+def _renames(fs: Any) -> bool:
+    """Whether it is a disk behind a URL, on which a file grows while it is written, and can be renamed."""
+    return bool(
+        {"file", "local"} & {*([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)}
+    )
+
+
+def create(file: Path, text: str) -> bool:
+    """Writes an object that is not there; False: it is.
+
+    Exclusive where the file system of fsspec is (memory, gcsfs and s3fs ask their store for it); elsewhere
+    two may both be told True.
+    """
+    fs, path = afar(file), cast(Any, file).path
+    try:
+        if _renames(fs):
+            with open(path, "x", encoding="utf-8") as handle:
+                handle.write(text)
+        else:
+            fs.pipe_file(path, text.encode(), mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
+def upload(here: Path, there: Path, *, last: str, check: Callable[[], None]) -> None:
+    """Copies every file of a local folder; the one named `last` when all others are there.
+
+    Args:
+      here: the local folder.
+      there: behind a URL; made if need be.
+      last: a text, written whole or not at all.
+      check: called before that; raises if it is not to be.
+    """
+    files = sorted(p for p in here.rglob("*") if p.is_file())
+    for file in sorted(files, key=lambda p: p == here / last):
+        target = there.joinpath(*file.relative_to(here).parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if file == here / last:
+            check()
+            write(target, file.read_text("utf-8"))
+        else:
+            afar(there).put_file(str(file), cast(Any, target).path)
+
+
+def download(there: Path, here: Path, names: list[str]) -> None:
+    """Copies files of these names, with slashes, into a local folder."""
+    for name in names:
+        target = here.joinpath(*name.split("/"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        afar(there).get_file(cast(Any, there.joinpath(*name.split("/"))).path, str(target))
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder and all in it."""
+    if fs := afar(folder):
+        fs.rm(cast(Any, folder).path, recursive=True)
+    else:
+        shutil.rmtree(folder)
+
+
+def move(folder: Path, to: Path) -> None:
+    """Gives a folder another name; in a store file by file, for there are no folders."""
+    if not (fs := afar(folder)):
+        folder.rename(to)
+        return
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        target = to.joinpath(*file.relative_to(folder).parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fs.cp_file(cast(Any, file).path, cast(Any, target).path)
+    remove(folder)
+
+
+def free_bytes(folder: Path) -> int | None:
+    """How many bytes there is room for; None: nobody knows."""
+    with contextlib.suppress(OSError):
+        if not afar(folder):
+            return shutil.disk_usage(folder).free
+    return None
+
+
+@contextlib.contextmanager
+def told(folder: Path, what: str) -> Iterator[None]:
+    """Inside, an error of the disk says what was not written, and how much room there is."""
+    try:
+        yield
+    except OSError as error:
+        free = free_bytes(folder)
+        room = f"no {folder}" if free is None else f"{free:,} bytes free"
+        raise OSError(
+            f"{what} was not written in {folder}: {error.strerror or error}; there is {room}; make room, "
+            "and write the same command again"
+        ) from error
