@@ -54,6 +54,14 @@ def check_mesh(mesh: Mesh, workers: Any) -> None:
             f"workers={workers} cannot be shared evenly by {devices} devices along {AXIS!r}; "
             f"write workers={up}, or a mesh whose {AXIS!r} axis has one of {fits} devices"
         )
+    count = jax.process_count()
+    lost = {*range(count)} - {device.process_index for device in mesh.devices.flat}
+    if lost and count > 1:
+        up = -(-workers // count) * count
+        raise ValueError(
+            f"workers={workers} leave process {min(lost)} of {count} without any, and it could take part in "
+            f"no step; write workers={up}, or start fewer processes"
+        )
 
 
 def as_auto(mesh: Mesh) -> Mesh:
