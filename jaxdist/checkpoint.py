@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdist import cluster, manifest, store, stored_arrays
 from jaxdist.algorithms.base import check_period
@@ -87,8 +88,9 @@ def save(
       keep: how many steps, this one and those before it, to leave in the directory; None: all.
 
     Raises:
-      ValueError: a leaf that holds NaN or is no JAX array, an `extra` that JSON would change, a step
-        that is there already. Nothing was touched.
+      FloatingPointError: a leaf holds NaN; names it, and the worker. Nothing was touched.
+      ValueError: a leaf that is no JAX array, an `extra` that JSON would change, a step that is there
+        already. Nothing was touched.
       OSError: the step could not be written, because the disk is full above all. The steps before it
         are as they were; what was written of it is removed.
     """
@@ -102,6 +104,7 @@ def ready(state: PyTree, *, extra: dict[str, Any] | None = None) -> Ready:
     """Checks a state that is to be saved; the arrays are its own, not copies.
 
     Raises:
+      FloatingPointError: as `save`.
       ValueError: as `save`.
     """
     leaves = stored_arrays.named(state)
@@ -293,11 +296,18 @@ def _check_values(leaves: list[tuple[str, Any]]) -> None:
     for name, x in leaves:
         if not isinstance(x, jax.Array):
             raise ValueError(f"{name} is a {type(x).__name__}, no JAX array; use jnp.asarray")
-        if jnp.issubdtype(x.dtype, jnp.inexact):
+        if jnp.issubdtype(x.dtype, jnp.inexact) and x.size:
             # Infinity is a value that rules start from (the best loss so far).
-            checks.append((name, jnp.isnan(x).any()))
-    if bad := [name for name, nan in checks if bool(nan)]:
-        raise ValueError(f"not saved, there is NaN in: {', '.join(bad)}")
+            rows = x if name.startswith("local") else x[None]
+            checks.append((name, jnp.isnan(rows).reshape(len(rows), -1).any(1)))
+    found = [(name, np.flatnonzero(stored_arrays.whole(nan))) for name, nan in checks]
+    bad = [
+        f"{name} of worker {rows[0]}" if name.startswith("local") else name
+        for name, rows in found
+        if len(rows)
+    ]
+    if bad:
+        raise FloatingPointError(f"not saved, there is NaN in: {', '.join(bad)}")
 
 
 def _as_json(extra: dict[str, Any] | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import math
 import re
 import runpy
 from collections.abc import Callable, Mapping, Sequence
@@ -125,7 +126,8 @@ def read(
 
     Raises:
       ValueError: no such file, no such function, a keyword it does not have, a value of another
-        type, or whatever the config's own objects refuse.
+        type, a keyword named ...learning_rate that is not more than 0 or ...momentum outside [0, 1),
+        or whatever the config's own objects refuse.
     """
     file = Path(path)
     if not file.is_file():
@@ -150,12 +152,25 @@ def read(
     for name, value in called.items():
         if isinstance(value, float) and value != value:
             raise ValueError(f"{path}: {name}={value} is no number; --help shows all options")
+        _check_range(path, name, value)
     experiment = build(**called)
     if not isinstance(experiment, Experiment):
         raise ValueError(
             f"{path}: experiment() returned {type(experiment).__name__}, no Experiment"
         )
     return Config(experiment, called, file.read_text("utf-8"), file)
+
+
+def _check_range(path: str, name: str, value: Any) -> None:
+    """Refuses what a keyword of this name can not be; optax would take it."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and name.endswith("learning_rate") and not 0 < value < math.inf:
+        raise ValueError(f"{path}: {name}={value}: expected more than 0; write {name}=0.1")
+    if number and name.endswith("momentum") and not 0 <= value < 1:
+        raise ValueError(
+            f"{path}: {name}={value}: expected a number from 0 up to, and not including, 1; "
+            f"write {name}=0.9"
+        )
 
 
 def read_again(folder: Path) -> Config:

@@ -94,5 +94,7 @@ def fault(path: Path, *, sums: bool = True) -> str:
 
 
 def line(error: BaseException) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    """An error in one line; of a long one its beginning, and its end, where most say the cause."""
+    text = " ".join(str(error).split())
+    short = text if len(text) <= 200 else f"{text[:100]} ... {text[-100:]}"
+    return f"{type(error).__name__}: {short}"

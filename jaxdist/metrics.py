@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxdist import run_folder, store
+from jaxdist import events, run_folder, store
 from jaxdist.executor import Trainer
 
 PyTree = Any
@@ -59,7 +58,7 @@ def recording(folder: Path, *, begin: int, steps: int) -> Iterator[Recorder]:
         Progress(
             *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
         ) as bar,
-        _events(folder) as event,
+        events.written(folder) as event,
     ):
         task = bar.add_task("compiling", total=steps, completed=begin)
 
@@ -97,49 +96,6 @@ def _lines(folder: Path) -> Iterator[tuple[Callable[[str], None], Callable[[], N
                 raise OSError(f"{folder} is gone, and the run with it: it was removed while it ran")
 
         yield append, sync
-
-
-@contextlib.contextmanager
-def _events(folder: Path) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """What writes events; nothing where they can not be written: they are not worth a run."""
-    try:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.summary import scalar
-    except ImportError:
-        yield lambda step, line: None
-        return
-    writers = []
-    if not store.afar(folder):
-        with _lost(writers):
-            (folder / "events").mkdir(exist_ok=True)
-            writers.append(EventsWriter(str(folder / "events" / "events")))
-
-    event: Any = vars(event_pb2)["Event"]  # made when it is imported
-
-    def write(step: int, line: dict[str, float]) -> None:
-        now = time.time()
-        with _lost(writers):
-            for writer in writers:
-                for name, value in line.items():
-                    written = event(wall_time=now, step=step, summary=scalar(name, value))
-                    writer.write_event(written)
-
-    try:
-        yield write
-    finally:
-        with _lost(writers):
-            for writer in writers:
-                writer.close()
-
-
-@contextlib.contextmanager
-def _lost(writers: list[Any]) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        writers.clear()
-        print(f"jaxdist: no more events for TensorBoard: {error}", file=sys.stderr)
 
 
 def evaluate(

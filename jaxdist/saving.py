@@ -75,7 +75,10 @@ def saving(
         wait()
         if step in checkpoint.steps(directory):
             return
-        about, arrays = checkpoint.ready(state)
+        try:
+            about, arrays = checkpoint.ready(state)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"step {step}: {error}") from error
         if not behind:
             return write(directory, step, checkpoint.Ready(about, arrays))
         copy = jax.tree.map(_on_host, arrays) if alone else jax.block_until_ready(_copied(arrays))

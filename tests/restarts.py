@@ -2,8 +2,8 @@
 
     python tests/restarts.py SAVE STEPS FIRST [FOLDER ...]
 
-Restores every FOLDER, goes on from the last one (or from the beginning) at step FIRST, and saves to SAVE after
-STEPS steps, once before, behind the loop, and once more as a URL beside it.
+Restores every FOLDER, goes on from the last one (or from the beginning) at step FIRST, and after STEPS steps
+saves to SAVE: behind the loop, and once more as a URL.
 """
 
 import hashlib
@@ -63,8 +63,8 @@ def main(save, steps, first, *folders):
     with saving(f"{save}/disk", keep=2) as saver:
         for step in range(int(first), last):
             batch = trainer.place(stream.batch(step))
-            ids = [np.asarray(s.data).ravel().tolist() for s in batch["id"].addressable_shards]
-            say(ids=sum(ids, []))
+            shards = [np.asarray(shard.data).ravel() for shard in batch["id"].addressable_shards]
+            say(ids=np.concatenate(shards).tolist())
             state, _ = trainer.step(state, batch)
             if step >= last - 2:
                 saver.save(step + 1, state)

@@ -85,7 +85,7 @@ def test_a_step_that_is_there_is_left_and_an_error_comes_with_the_next_call(tmp_
     with saving(tmp_path) as saver:
         saver.save(1, good)
         saver.save(1, bad)
-        with pytest.raises(ValueError, match="there is NaN in"):
+        with pytest.raises(FloatingPointError, match="there is NaN in"):
             saver.save(2, bad)
     assert checkpoint.steps(tmp_path) == [1]
 

@@ -24,6 +24,7 @@ FLOORS = {
     "targets": 0,
     "store": 1,
     "lease": 2,
+    "events": 2,
     "rows": 1,
     "watchdog": 1,
     "cluster": 1,

@@ -1,5 +1,7 @@
 """The lines that commands print, and how they refuse."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,6 +41,22 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"{folder}: {error.strerror}; choose another folder") from None
 
 
+@contextlib.contextmanager
+def memory_explained() -> Iterator[None]:
+    """Inside, XLA's dump for want of device memory becomes a line with three ways out."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(
+            f"out of device memory: {str(error).splitlines()[0][:200]}; jaxdist inspect CONFIG shows what a "
+            "step needs. Three ways out: a smaller batch (or jd.execute(accumulate=...), parts of it), "
+            "jax.checkpoint around layers of the loss, or a worker spread over devices by a mesh axis "
+            "fsdp (docs/sharding.md)"
+        ) from error
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code of what a line is enough for; 0: it needs its traceback."""
     if isinstance(error, FloatingPointError):
@@ -48,7 +66,7 @@ def exit_code(error: BaseException) -> int:
     # Subclasses are of files that are missing or not allowed: somebody's mistake, with its place.
     if type(error) is OSError and _ours(error):
         return fail_fast.NO_ROOM
-    refused = isinstance(error, ValueError | TypeError) and _ours(error)
+    refused = isinstance(error, ValueError | TypeError | MemoryError) and _ours(error)
     no_backend = isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error)
     return 2 if refused or no_backend else 0
 

@@ -40,8 +40,11 @@ def _train_here(
     handshake.shake("run", lambda: handshake.of_run(config))
     first = cluster.place()[0] == 0  # which speaks for all of a job
     say = (lambda line: print(line, flush=True)) if first else lambda line: None
-    inheriting.prepare(config, folder, init_from=options.init_from, resume=options.resume, say=say)
-    outcome = train(config, folder, resume=options.resume, say=say, watch=watch)
+    with printing.memory_explained():
+        inheriting.prepare(
+            config, folder, init_from=options.init_from, resume=options.resume, say=say
+        )
+        outcome = train(config, folder, resume=options.resume, say=say, watch=watch)
     if not first:
         return
     if not outcome.finished:
