@@ -85,38 +85,38 @@ def test_no_intact_checkpoint_is_exit_code_3_and_never_a_fresh_start(tmp_path, s
     ("room", "said"),
     [
         (0, "metrics.jsonl ("),
-        pytest.param(64, "step 28 was not saved in", marks=pytest.mark.slow),
+        pytest.param(64, "step 200 was not saved in", marks=pytest.mark.slow),
     ],
 )
 def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_later(
     tmp_path, shell, disk, room, said
 ):
-    saved = disk / "run" / "checkpoints" / "14" / "manifest.json"
+    saved = disk / "run" / "checkpoints" / "100" / "manifest.json"
     body = f"""
 import os, time
-if step == 16 and os.path.exists({str(disk / "begin")!r}):
+if step == 102 and os.path.exists({str(disk / "begin")!r}):
     while not os.path.exists({str(saved)!r}):
         time.sleep(0.01)
     with open({str(disk / "fill")!r}, "wb", buffering=0) as fill:
         free = os.statvfs({str(disk)!r})
         fill.write(bytes(max(0, free.f_bavail * free.f_frsize - {room} * 1024)))"""
-    text = HOOK.replace("save_every=7", "save_every=14")
+    text = HOOK.replace("save_every=7", "save_every=100")
     config, folder = hooked(tmp_path, body, text), disk / "run"
     (disk / "begin").touch()
-    code, _, lines = shell("train", config, "--workdir", folder)
+    code, _, lines = shell("train", config, "--steps", 200, "--workdir", folder)
     assert code == 74
     for words in (said, "No space left on device", " free", "make room"):
         assert words in lines[-1], lines
     saves = folder / "checkpoints"
-    assert [step for step in checkpoint.steps(saves) if step > 14] == []
+    assert [step for step in checkpoint.steps(saves) if step > 100] == []
     assert not list(saves.glob("*tmp*"))
-    assert newest(config, folder) == 14
+    assert newest(config, folder) == 100
     for name in ("fill", "begin"):
         (disk / name).unlink()
-    code, out, _ = shell("train", config, "--workdir", folder)
+    code, out, _ = shell("train", config, "--steps", 200, "--workdir", folder)
     assert code == 0
-    assert "resuming: step 14 of 40" in out
-    assert [line["step"] for line in runs.lines(folder)] == list(range(1, 41))
+    assert "resuming: step 100 of 200" in out
+    assert [line["step"] for line in runs.lines(folder)] == list(range(1, 201))
 
 
 @NEEDS_ROOT
