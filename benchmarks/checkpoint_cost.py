@@ -1,6 +1,9 @@
 """What a checkpoint costs the loop: written in place, and written behind its back.
 
-    python benchmarks/checkpoint_cost.py [--megabytes 64] [--rounds 5]
+    python benchmarks/checkpoint_cost.py [--megabytes 64] [--rounds 5] [--folder SHARED]
+
+Started in several processes (`JAX_COORDINATOR_ADDRESS` and so on) it is one job, a worker in each, that saves
+to one folder.
 
 A momentum step of a large vector on one CPU device, a save after every few steps. Rounds alternate: no save,
 in place, behind. `stands` is how long the loop stands in one call of save; `round` is how long the
@@ -30,17 +33,24 @@ import numpy as np
 import optax
 
 import jaxdist as jd
+from jaxdist import cluster
 from jaxdist.saving import saving
 
 KINDS = ("none", "in place", "behind")
 
 
-def measured(trainer: jd.Trainer, state: Any, batch: Any, kind: str, options: Any) -> Any:
+def measured(
+    trainer: jd.Trainer, state: Any, batch: Any, kind: str, options: Any, *, of: int = 0
+) -> Any:
     """The state, the seconds in each save, and the seconds of the round."""
     stands, began = [], time.monotonic()
     with (
-        tempfile.TemporaryDirectory() as folder,
-        saving(folder, keep=2, asynchronously=kind == "behind") as saver,
+        tempfile.TemporaryDirectory(dir=options.folder) as own,
+        saving(
+            f"{options.folder}/{kind}{of}" if options.folder else own,
+            keep=2,
+            asynchronously=kind == "behind",
+        ) as saver,
     ):
         for step in range(1, options.saves * options.steps + 1):
             state, _ = trainer.step(state, batch)
@@ -63,22 +73,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--saves", type=int, default=3, help="in a round")
     parser.add_argument("--steps", type=int, default=20, help="between two saves")
+    parser.add_argument("--folder", help="an empty one that all processes see")
     options = parser.parse_args()
+    cluster.join()
 
     def loss(params: Any, batch: Any, key: jax.Array) -> Any:
         return jnp.mean(jnp.square(jnp.tanh(params) - batch)), {}
 
-    trainer = jd.execute(jd.all_reduce(optax.sgd(0.1, momentum=0.9)), loss, workers=1)
+    trainer = jd.execute(
+        jd.all_reduce(optax.sgd(0.1, momentum=0.9)), loss, workers=jax.process_count()
+    )
     state = trainer.init(jnp.ones(options.megabytes * 2**20 // 8))
-    batch = np.ones((1, 1), np.float32)
-    state, *_ = measured(trainer, state, batch, "in place", options)
+    batch = np.ones((jax.process_count(), 1), np.float32)
+    state, *_ = measured(trainer, state, batch, "in place", options, of=-1)
     stands: dict[str, list[float]] = {kind: [] for kind in KINDS}
     rounds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for _ in range(options.rounds):
+    for number in range(options.rounds):
         for kind in KINDS:
-            state, own, seconds = measured(trainer, state, batch, kind, options)
+            state, own, seconds = measured(trainer, state, batch, kind, options, of=number)
             stands[kind] += own
             rounds[kind].append(seconds)
+    if jax.process_index():
+        return
     print("kind         stands (s)   round")
     for kind in KINDS:
         ratio = statistics.median(a / b for a, b in zip(rounds[kind], rounds["none"], strict=True))

@@ -224,8 +224,11 @@ def restore(
     for number in reversed(present):
         with _here(root) as here:
             about, fault = _fetched(root / str(number), here / str(number))
-            found = cluster.everyone("fault", fault)
-            if fault := next((x for x in found if x), "" if None not in found else "it is lost"):
+            found = [
+                "a process said nothing of it" if x is None else x
+                for x in cluster.everyone("fault", fault)
+            ]
+            if fault := next(filter(None, found), ""):
                 said.append(f"step {number} refused: {fault}")
                 continue
             _check_fits(number, about["leaves"], stored_arrays.signature(leaves))

@@ -32,8 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not (code := printing.exit_code(error)):
             raise
-        advice = "; unset JAX_PLATFORMS, or install the extra: tpu, cuda"
-        return _say(f"{error}{advice if isinstance(error, RuntimeError) else ''}", code)
+        return _say(printing.said(error), code)
 
 
 def _say(error: str, code: int) -> int:

@@ -85,10 +85,16 @@ def saving(
         ready = checkpoint.Ready(about, copy)
         under_way.append(pool.submit(write, directory, step, ready))
 
-    # The pool is left last: whatever happens, the thread has ended then.
-    with concurrent.futures.ThreadPoolExecutor(1, "checkpoint") as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+    try:
         yield Saver(save, wait)
         wait()
+    except BaseException:
+        # Alone, the thread has ended when this is left. Of several processes one may be gone, and the
+        # thread would wait for it.
+        pool.shutdown(wait=alone)
+        raise
+    pool.shutdown()
 
 
 @jax.jit

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxdist as jd
-from jaxdist import checkpoint, manifest
+from jaxdist import checkpoint, cluster, manifest
 from jaxdist.algorithms.base import State
 
 KINDS = ("flipped", "truncated", "deleted")
@@ -195,6 +195,20 @@ def test_all_corrupt_is_an_error_that_lists_them(two_steps, tmp_path):
         ValueError, match=r"(?s)step 2 refused: .*metadata.*step 1 refused: .*metadata"
     ):
         checkpoint.restore(root, two_steps[1])
+
+
+def test_a_step_that_one_process_can_not_read_is_taken_by_none(two_steps, monkeypatch):
+    answers = iter([[1, 2], "its disk", ""])
+
+    def everyone(name, value):
+        return [value, next(answers)]
+
+    monkeypatch.setattr(cluster, "everyone", everyone)
+    found = checkpoint.restore(two_steps[0], two_steps[1])
+    assert (found.step, found.said) == (1, ("step 2 refused: its disk",))
+    answers = iter([[1, 2], None, ""])
+    found = checkpoint.restore(two_steps[0], two_steps[1])
+    assert (found.step, found.said) == (1, ("step 2 refused: a process said nothing of it",))
 
 
 def test_a_step_that_is_asked_for_is_taken_or_nothing(two_steps, tmp_path):

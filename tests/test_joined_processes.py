@@ -181,3 +181,13 @@ def test_workers_that_leave_a_process_without_any_are_refused(tmp_path):
     for process, (_, err) in zip(together, finished(together), strict=True):
         assert process.returncode == 2, err
         assert "workers=4 leave process 2 of 3 without any" in err
+
+
+def test_nan_of_one_worker_ends_both_processes_at_its_step(tmp_path):
+    config, port = runs.small(tmp_path), free_port()
+    arguments = ["train", config, "--spoiled", 12, "--workdir", tmp_path / "run"]
+    together = [start(i, 2, port, *arguments) for i in range(2)]
+    for process, (_, err) in zip(together, finished(together), strict=True):
+        assert process.returncode == 1, err
+        assert "step 12: worker 2 has a value that is not finite in its loss" in err
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [7]

@@ -167,13 +167,14 @@ def test_every_bit_that_is_flipped_in_any_file_is_seen(tmp_path):
     assert not manifest.fault(step)
 
 
-def test_a_newer_format_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "more"), [(2, "; a newer one wrote it: install that"), (0, "$")]
+)
+def test_another_format_is_named(tmp_path, number, more):
     checkpoint.save(tmp_path, 1, {"w": jnp.ones(3)})
     file = tmp_path / "1" / manifest.MANIFEST
-    file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(
-        ValueError, match=r"format 2, and this jaxdist reads 1; a newer one wrote it"
-    ):
+    file.write_text(file.read_text().replace('"format": 1', f'"format": {number}'))
+    with pytest.raises(ValueError, match=f"format {number}, and this jaxdist reads 1{more}"):
         checkpoint.restore(tmp_path, {"w": jnp.ones(3)})
 
 

@@ -260,12 +260,13 @@ def test_doctor_names_what_a_run_would_find(finished, shell, monkeypatch, tmp_pa
     assert f"GiB in {tmp_path}" in out
 
 
-def test_a_backend_that_is_not_there_is_one_line():
+@pytest.mark.parametrize("platform", ["tpu", pytest.param("cuda", marks=pytest.mark.slow)])
+def test_a_backend_that_is_not_there_is_one_line(platform):
     code = "import sys; from jaxdist.cli import main; sys.exit(main())"
     config = str(runs.CONFIGS / "digits_gossip.py")
     done = subprocess.run(
         [sys.executable, "-c", code, "check", config],
-        env={**os.environ, "JAX_PLATFORMS": "tpu"},
+        env={**os.environ, "JAX_PLATFORMS": platform},
         capture_output=True,
         text=True,
         check=False,
@@ -273,7 +274,9 @@ def test_a_backend_that_is_not_there_is_one_line():
     lines = [line for line in done.stderr.splitlines() if line.startswith("jaxdist: ")]
     assert done.returncode == 2, done.stderr
     assert len(lines) == 1
-    assert "Unable to initialize backend 'tpu'" in lines[0]
+    assert {"tpu": "Unable to initialize backend 'tpu'", "cuda": "JAX_PLATFORMS=cuda: there is no"}[
+        platform
+    ] in lines[0]
     assert "Traceback" not in done.stderr
 
 

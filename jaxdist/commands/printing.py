@@ -1,6 +1,7 @@
 """The lines that commands print, and how they refuse."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -67,8 +68,25 @@ def exit_code(error: BaseException) -> int:
     if type(error) is OSError and _ours(error):
         return fail_fast.NO_ROOM
     refused = isinstance(error, ValueError | TypeError | MemoryError) and _ours(error)
-    no_backend = isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error)
-    return 2 if refused or no_backend else 0
+    return 2 if refused or _no_backend(error) else 0
+
+
+def said(error: BaseException) -> str:
+    """What is said of an error that has an exit code."""
+    if not _no_backend(error):
+        return str(error)
+    # JAX has no words for a platform that was not installed: an assertion fails.
+    text = (
+        str(error)
+        or f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: there is no such backend here"
+    )
+    return f"{text}; unset JAX_PLATFORMS, or install the extra: tpu, cuda"
+
+
+def _no_backend(error: BaseException) -> bool:
+    if isinstance(error, AssertionError):
+        return _raised_in(error).name == "xla_bridge.py"
+    return isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error)
 
 
 def _ours(error: BaseException) -> bool:
@@ -76,7 +94,11 @@ def _ours(error: BaseException) -> bool:
     if "Gloo" in str(error):
         # Another process is gone. JAX raises a ValueError, and takes its own frames away.
         return False
+    return _raised_in(error).is_relative_to(PACKAGE)
+
+
+def _raised_in(error: BaseException) -> Path:
     frame = error.__traceback__
     while frame and frame.tb_next:
         frame = frame.tb_next
-    return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
+    return Path(frame.tb_frame.f_code.co_filename) if frame else Path()
