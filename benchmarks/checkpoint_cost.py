@@ -17,8 +17,20 @@ Seen on 24 November 2026 on 2 CPU cores that other programs kept busy, a state o
                30   in place        0.195    1.40
                30   behind          0.048    1.69
 
-The loop stands a half to a quarter as long. The round is no shorter: where the CPU is busy, the thread takes
-from the steps what it spares them. Not measured with an accelerator, whose steps do not need the host.
+On 25 November 2026 on the same machine, its two cores again busy (a load of 2 to 9), a state of 64 MB, 2 saves a
+round, 5 rounds; the last two rows are one job of two processes, with a worker in each:
+
+    steps between   kind                      stands (s)   round
+               20   in place                       0.164    1.11
+               20   behind                         0.112    1.20
+               60   in place                       0.297    1.06
+               60   behind                         0.214    1.19
+               20   in place, two processes        0.478    1.12
+               20   behind, two processes          0.239    0.90
+
+The loop stands for a quarter to three quarters as long. The round is no shorter: where the CPU is busy, the
+thread takes from the steps what it spares them (0.90 is within what others' work does to these rounds).
+Not measured with an accelerator, whose steps do not need the host.
 """
 
 import argparse

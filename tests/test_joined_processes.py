@@ -163,6 +163,7 @@ def test_two_processes_begin_from_the_run_of_one(tmp_path, change, said):
     assert runs.lines(tmp_path / "back")[0]["loss"] < 0.5 * runs.lines(source)[0]["loss"]
 
 
+@pytest.mark.short
 def test_processes_behind_a_url_are_one_run_and_one_writer(tmp_path):
     config, port, url = runs.small(tmp_path), free_port(), f"file://{tmp_path}/run"
     arguments = ["train", config, "--steps", 20, "--workdir", url]
@@ -183,6 +184,7 @@ def test_workers_that_leave_a_process_without_any_are_refused(tmp_path):
         assert "workers=4 leave process 2 of 3 without any" in err
 
 
+@pytest.mark.short
 def test_nan_of_one_worker_ends_both_processes_at_its_step(tmp_path):
     config, port = runs.small(tmp_path), free_port()
     arguments = ["train", config, "--spoiled", 12, "--workdir", tmp_path / "run"]
