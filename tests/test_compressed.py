@@ -115,6 +115,26 @@ def path(algorithm, data, *, steps=8, devices=2):
     return np.concatenate([metrics["loss"], trainer.gradient_at(state).ravel()])
 
 
+@pytest.mark.parametrize("memory", ["plain", "error_feedback", "ef21", "one_bit_adam"])
+def test_signs_of_parts_of_many_numbers_are_the_recursion(x64, memory):
+    """A scaled sign loses nothing of one number; eleven on four workers are parts of three, filled up."""
+    data, parts = twins.quadratic(W, 11, seed=3, noise=0.3), twins.compressed
+    if memory == "one_bit_adam":
+        options = dict(learning_rate=0.05, warmup_steps=3, b1=0.8, b2=0.9)
+        algorithm = jd.one_bit_adam(**options)
+        twin = parts.one_bit_adam(data, 12, np.ones(11), eps=1e-8, **options)
+    else:
+        compressor = C.sign() if memory == "plain" else getattr(C, memory)(C.sign())
+        algorithm = jd.all_reduce(optax.sgd(0.05), compressor=compressor)
+        mean = getattr(parts, memory)(parts.exchanged(parts.scaled_sign))
+        twin = twins.TWINS["all_reduce"](data, 12, np.ones(11), inner=twins.sgd(0.05), mean=mean)
+    trainer = jd.execute(algorithm, cases.loss, workers=W, mesh=mesh_of(2))
+    state = trainer.init(jnp.ones(11))
+    for t in range(12):
+        state, _ = trainer.step(state, data.arrays(t))
+        np.testing.assert_allclose(trainer.readout(state), twin.readout[t + 1], rtol=0, atol=1e-10)
+
+
 MEMORIES = {
     "top_k": C.top_k(0.3),
     "sign": C.sign(),
@@ -442,29 +462,3 @@ def test_a_wrong_argument_is_refused_with_the_line_to_write(make, said):
 def test_bytes_that_depend_on_the_number_of_workers_ask_for_it():
     with pytest.raises(ValueError, match="with jd.worker.counted"):
         jd.all_reduce(SGD, compressor=C.sign()).sends(jnp.ones(5), 0)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_gradient_that_is_not_a_number_shows_in_the_readout(method):
-    batch = {k: v.astype(np.float32) for k, v in twins.quadratic(8, 5, seed=1).arrays(0).items()}
-    batch["b"][1, 2] = np.nan
-    trainer = jd.execute(METHODS[method](C.sign()), split_loss, workers=8, mesh=mesh_of(1))
-    state = trainer.init(dict.fromkeys("abc", jnp.ones(5)))
-    for _ in range(6):
-        state, _ = trainer.step(state, batch)
-    for leaf in trainer.readout(state).values():
-        assert np.isnan(leaf).any()
-
-
-def split_loss(params, batch, key):
-    return cases.loss(sum(params.values()), batch, key)
-
-
-def test_a_gradient_that_is_not_a_number_reaches_everybody():
-    batch = {k: v.astype(np.float32) for k, v in QUIET.arrays(0).items()}
-    batch["b"][1, 2] = np.nan
-    for compressor in (C.int8(4), C.top_k(0.4), C.random_k(0.4), C.error_feedback(C.sign())):
-        algorithm = jd.all_reduce(optax.sgd(0.1), compressor=compressor)
-        trainer = jd.execute(algorithm, cases.loss, workers=W, mesh=mesh_of(2))
-        state, _ = trainer.step(trainer.init(jnp.ones(5)), batch)
-        assert np.isnan(trainer.readout(state)).all(), compressor

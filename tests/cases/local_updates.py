@@ -3,7 +3,7 @@
 import numpy as np
 import optax
 import twins
-from twins.compressed import ef21, error_feedback, exchanged, gathered, scaled_sign, top
+from twins.compressed import ef21, error_feedback, gathered, top
 
 import jaxdist as jd
 from cases.base import Case
@@ -122,18 +122,18 @@ CASES: dict[str, dict[str, Case]] = {
             ),
             branch=_every(4),
         ),
-        "ef21 of signs": Case(
+        "ef21 of top_k": Case(
             make=lambda W: jd.diloco(
                 optax.sgd(0.1),
                 optax.sgd(0.7),
                 period=2,
-                compressor=jd.compress.ef21(jd.compress.sign()),
+                compressor=jd.compress.ef21(jd.compress.top_k(0.4)),
             ),
             twin=lambda W: dict(
                 inner=twins.sgd(0.1),
                 outer=twins.sgd(0.7),
                 period=2,
-                mean=ef21(exchanged(scaled_sign)),
+                mean=ef21(gathered(top(2))),
             ),
             branch=lambda t: f"case {int((t + 1) % 2 == 0)}",
         ),
