@@ -193,6 +193,7 @@ def _compressed(
             "leave the compressor out"
         )
     contracting = contractive(compressor)
+    surplus = topology.matrix(0).sum(1) - 1
 
     def init(params: Params) -> State:
         held = params, unit_weight(params)
@@ -220,6 +221,14 @@ def _compressed(
         wide, weight = jax.eval_shape(lambda p: (_wide(p), unit_weight(p)), params)
         return exchanges(topology, step) * (contracting.bytes(wide) + size_bytes(weight))
 
+    def joined(old: PyTree, fresh: PyTree) -> PyTree:
+        memory, copy = averaged(old[1:3], fresh[1:3])
+        # sum_j A_ij h_j - h_i of one h for all, by the links to come; its sum over workers is 0.
+        flow = jax.tree.map(
+            lambda h: (surplus.reshape(-1, *[1] * (h.ndim - 1)) * h).astype(h.dtype), copy
+        )
+        return fresh[0], memory, copy, flow
+
     return Algorithm(
         init=init,
         gradient_at=lambda state: quotient(*state.local[0]),
@@ -227,6 +236,11 @@ def _compressed(
         readout=lambda state: quotient(*reduction.mean(state.local[0])),
         sends=sends,
         waits=waiting.neighbors(topology),
+        resize=remade(
+            joined,
+            "sum of numerators over sum of weights: from there everybody goes on with weight 1, the workers' "
+            "mean memory and mean copy, and the flow that the new links make of that copy",
+        ),
     )
 
 
