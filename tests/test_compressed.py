@@ -7,18 +7,25 @@ import numpy as np
 import optax
 import pytest
 import twins
+from compressed_methods import (
+    METHODS,
+    REMEMBERED,
+    REMEMBERING,
+    matrices,
+    matrix_loss,
+    matrix_steps,
+    mesh_of,
+    one_way,
+)
 
 import jaxdist as jd
-from jaxdist import worker
+from jaxdist import checkpoint, worker
 from jaxdist.compress import CATALOGUE
+from jaxdist.saving import saving
 
 W = 4
 C = jd.compress
 QUIET = twins.quadratic(W, 5, seed=1)
-
-
-def mesh_of(devices):
-    return jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("worker",))
 
 
 def end(algorithm, steps, *, data=QUIET, devices=1):
@@ -29,26 +36,6 @@ def end(algorithm, steps, *, data=QUIET, devices=1):
     return np.abs(np.asarray(trainer.readout(state)) - data.minimiser).max()
 
 
-def one_way(workers, *, move=1.0):
-    """Everybody to the next one, the first to a second one as well; `move`: how far from the identity."""
-    links = np.eye(workers) + np.roll(np.eye(workers), 1, 0)
-    links[workers // 2, 0] = 1
-    return jd.topology.from_matrix(
-        (1 - move) * np.eye(workers) + move * links / links.sum(0), name="one way"
-    )
-
-
-METHODS = {
-    "gossip": lambda c: jd.gossip(
-        optax.sgd(0.1), jd.topology.one_peer_exponential(8), compressor=c
-    ),
-    "push_sum": lambda c: jd.push_sum(optax.sgd(0.1), one_way(8), compressor=c),
-    "all_reduce": lambda c: jd.all_reduce(optax.sgd(0.1), compressor=c),
-    "diloco": lambda c: jd.diloco(optax.sgd(0.1), optax.sgd(0.7), period=3, compressor=c),
-    "streaming_diloco": lambda c: jd.streaming_diloco(
-        optax.sgd(0.1), optax.sgd(0.7), period=3, fragments=3, delay=2, compressor=c
-    ),
-}
 BRANCH = {
     "gossip": lambda t: (f"case {t % 3}",),
     "push_sum": lambda t: (),
@@ -276,25 +263,10 @@ def test_neighbors_copies_stay_those_of_their_owners(x64):
     np.testing.assert_allclose(around, ring.matrix(0) @ np.asarray(own), atol=1e-12)
 
 
-def matrices(workers, *, seed=0):
-    """Quadratics of a 6 x 4 matrix and a bias, each worker with a target of its own."""
-    draw = np.random.default_rng(seed)
-    return {
-        "w": draw.normal(size=(workers, 6, 4)),
-        "b": draw.normal(size=(workers, 3)),
-        "curvature": draw.uniform(0.5, 1.5, size=(workers, 6, 4)),
-    }
-
-
-def matrix_loss(params, batch, key):
-    w = batch["curvature"] * (params["w"] - batch["w"]) ** 2
-    return 0.5 * (jnp.sum(w) + jnp.sum((params["b"] - batch["b"]) ** 2)), {}
-
-
 def low_rank_twin(data, steps, *, rate, rank, start, warm):
     """PowerSGD written from the paper's Algorithms 1 and 2, one matrix and one vector, plain SGD."""
     workers = len(data["w"])
-    w, b, q, e = np.ones((6, 4)), np.ones(3), warm, np.zeros_like(data["w"])
+    w, b, q, e = np.ones((6, 4)), np.ones(13), warm, np.zeros_like(data["w"])
     for t in range(steps):
         g = data["curvature"] * (w - data["w"])
         if t < start:
@@ -312,15 +284,10 @@ def low_rank_twin(data, steps, *, rate, rank, start, warm):
 
 
 def low_rank_run(reducer, steps, *, devices=2, rate=0.1):
-    data = matrices(W)
     algorithm = jd.all_reduce(optax.sgd(rate), reducer=reducer)
     trainer = jd.execute(algorithm, matrix_loss, workers=W, mesh=mesh_of(devices))
-    state = trainer.init({"w": jnp.ones((6, 4)), "b": jnp.ones(3)})
-    # Copies: the state is donated.
-    warm = [np.array(q) for q in state.shared[2]] if reducer else []
-    batch = {k: jnp.broadcast_to(v, (steps, *v.shape)) for k, v in data.items()}
-    state, _ = trainer.steps(state, batch)
-    return trainer.readout(state), warm
+    warm = trainer.init({"w": jnp.ones((6, 4)), "b": jnp.ones(13)}).shared[2]
+    return trainer.readout(matrix_steps(trainer, None, steps)), warm
 
 
 @pytest.mark.parametrize(("devices", "start"), [(1, 0), (4, 0), (2, 5)])
@@ -462,3 +429,18 @@ def test_a_wrong_argument_is_refused_with_the_line_to_write(make, said):
 def test_bytes_that_depend_on_the_number_of_workers_ask_for_it():
     with pytest.raises(ValueError, match="with jd.worker.counted"):
         jd.all_reduce(SGD, compressor=C.sign()).sends(jnp.ones(5), 0)
+
+
+@REMEMBERED
+def test_what_is_remembered_is_in_checkpoints(tmp_path, name):
+    """A run that goes on from the disk goes on bit for bit; without its memory it would not."""
+    trainer = jd.execute(REMEMBERING[name](W), matrix_loss, workers=W, mesh=mesh_of(2))
+    state = matrix_steps(trainer, None, 7)
+    with saving(tmp_path) as saver:
+        saver.save(7, state)
+    start = trainer.init({"w": jnp.ones((6, 4)), "b": jnp.ones(13)})
+    found = checkpoint.restore(tmp_path, start, step=7).state
+    forgot = trainer.init(trainer.readout(found))._replace(step=found.step + 0)
+    ends = [jax.tree.map(np.asarray, matrix_steps(trainer, s, 7)) for s in (state, found, forgot)]
+    jax.tree.map(np.testing.assert_array_equal, *ends[:2])
+    assert not all(map(np.array_equal, *map(jax.tree.leaves, ends[1:])))
