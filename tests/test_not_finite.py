@@ -49,7 +49,7 @@ def of_each(function):
         update=lambda grads, state, **_: state,
         readout=lambda state: jnp.zeros(()),
     )
-    trainer = jd.execute(algorithm, lambda *_: None, workers=W, mesh=mesh_of(2))
+    trainer = jd.execute(algorithm, lambda *_: None, workers=W, mesh=mesh_of(1))
     return jax.tree.map(np.asarray, trainer.init(jnp.zeros(())).local)
 
 
