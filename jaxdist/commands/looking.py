@@ -60,6 +60,7 @@ def inspect(options: argparse.Namespace, rest: list[str]) -> None:
     """Shows what one compiled step sends, computes and needs."""
     import json
 
+    printing.leave_accelerators_alone()
     import jax
 
     from jaxdist import audit, experiment, layout, run_folder, targets
@@ -84,6 +85,7 @@ def plan(options: argparse.Namespace, rest: list[str]) -> None:
     """Predicts the time of a step at scale."""
     import json
 
+    printing.leave_accelerators_alone()
     import jax
 
     from jaxdist import experiment, plan, report, run_folder
