@@ -41,7 +41,7 @@ BRANCH = {
     "push_sum": lambda t: (),
     "all_reduce": lambda t: (),
     "diloco": lambda t: (f"case {int((t + 1) % 3 == 0)}",),
-    "streaming_diloco": lambda t: (f"case {(t + 2) % 3 + 1}",),
+    "streaming_diloco": lambda t: (f"case {(t + 1) % 3 + 1 if t else 0}",),
 }
 
 

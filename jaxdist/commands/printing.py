@@ -1,5 +1,6 @@
 """The lines that commands print, and how they refuse."""
 
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -55,3 +56,8 @@ def _ours(error: BaseException) -> bool:
     while frame and frame.tb_next:
         frame = frame.tb_next
     return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
+
+
+def leave_accelerators_alone() -> None:
+    """Before JAX is imported, by commands that only compile: nothing is run, and nobody's chip is taken."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")

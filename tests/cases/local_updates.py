@@ -41,9 +41,10 @@ def _streaming(fragments, groups, *, period=6, compressed=(None, None), **option
     turn = period // len(groups)
 
     def sent(t):
-        step = t + 1 + options.get("delay", 0)
+        delay = options.get("delay", 0)
+        step = t + max(delay, 1)  # at which it is applied
         p = (step // turn - 1) % len(groups)
-        return f"case {p + 1 if step % turn == 0 else 0}"
+        return f"case {p + 1 if step > delay and step % turn == 0 else 0}"
 
     return Case(
         make=lambda W: jd.streaming_diloco(
