@@ -92,9 +92,10 @@ def main() -> None:
     print("# What a device holds\n")
     print(
         f"Bytes of one of {DEVICES} devices, as multiples of the parameters ({PARAMETERS >> 20} MiB in "
-        "float32), with Adam,\nwhose state is two more of them. What `memory_analysis` says of steps compiled for "
-        "simulated CPU devices, by\n`python benchmarks/sharding.py`, which tells what the columns are; another compiler has "
-        "other peaks: `jaxdist inspect --target`.\nSent is what leaves the device in the dearest step.\n"
+        "float32), with Adam,\nwhose state is two more of them. What `memory_analysis` says of steps "
+        "compiled for simulated CPU devices, by\n`python benchmarks/sharding.py`, which tells "
+        "what the columns are; another compiler has other\npeaks: `jaxdist inspect --target`. "
+        "Sent is what leaves the device in the dearest step.\n"
     )
     print("| method | workers | fsdp | parameters | optimizer | peak | sent |")
     print("|---|---|---|---|---|---|---|")
