@@ -1,14 +1,18 @@
 """Methods that compress, with what they remember, and quadratics of matrices to run them on."""
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import twins
 
 import jaxdist as jd
 
 C = jd.compress
+W = 4
+QUIET = twins.quadratic(W, 5, seed=1)
 
 
 def mesh_of(devices):
@@ -22,6 +26,21 @@ def one_way(workers, *, move=1.0):
     return jd.topology.from_matrix(
         (1 - move) * np.eye(workers) + move * links / links.sum(0), name="one way"
     )
+
+
+def path(algorithm, data, *, steps=8, devices=2):
+    trainer = jd.execute(algorithm, cases.loss, workers=data.workers, mesh=mesh_of(devices))
+    batch = {k: jnp.broadcast_to(v, (steps, *v.shape)) for k, v in data.arrays(0).items()}
+    state, metrics = trainer.steps(trainer.init(jnp.ones(5)), batch)
+    return np.concatenate([metrics["loss"], trainer.gradient_at(state).ravel()])
+
+
+def end(algorithm, steps, *, data=QUIET, devices=1):
+    """How far the readout is from the minimiser after so many steps, in one scan."""
+    trainer = jd.execute(algorithm, cases.loss, workers=W, mesh=mesh_of(devices))
+    batch = {k: jnp.broadcast_to(v, (steps, *v.shape)) for k, v in data.arrays(0).items()}
+    state, _ = trainer.steps(trainer.init(jnp.ones(5)), batch)
+    return np.abs(np.asarray(trainer.readout(state)) - data.minimiser).max()
 
 
 METHODS = {
