@@ -53,8 +53,9 @@ weak scaling: computing time over step time.
 - Not in it: stragglers, input, the host, memory, failed links, what chips of one worker say to each other
   (it is in the utilisation), and the fixed cost of a step, without which a step below about 0.1 ms is not
   to be believed.
-- An exchange is hidden only where the compiled program can hide it: `order="combine_while_adapt"` or
-  `delay` of `jd.push_sum`, on a graph that does not vary (`tests/test_ahead_of_time.py`). An all-reduce is
+- An exchange is hidden only where the compiled program can hide it: `order="combine_while_adapt"`, `delay` of
+  `jd.push_sum` or of `jd.streaming_diloco`; with a graph or a fragment that varies only under
+  `Experiment(overlap=True)` (`tests/test_ahead_of_time.py`). The all-reduce of a gradient is
   never hidden, though XLA can be told to: for synchronous methods the prediction errs to the slow side.
 - `sharded_all_reduce` is charged for the reduce-scatter that it asks for. Compiled for v5e and v5p it was an
   all-reduce, with which it sends half as much again (`docs/overlap.md`).

@@ -1,10 +1,12 @@
 """Bytes a device needs for parameters and optimizer state, and at the peak of a step, by method and mesh.
 
 Read from compiled steps on 8 simulated devices; nothing is run. A multilayer perceptron of 4.2 million
-parameters with Adam, 64 examples a device. State is what a step gives back in place of what it was given
-(the donated bytes); the peak is arguments and temporaries together, a bound from above that has the batch,
-gradients and activations in it (what XLA itself calls the peak leaves temporaries out on CPU). With a mesh
-axis "fsdp" the worker's parameters, its state and its examples are spread over that many devices.
+parameters with Adam, 64 examples a device. All sizes are those of `memory_analysis`. State is what a step
+gives back in place of what it was given (the donated bytes); its parameters are what is left of it with SGD,
+which remembers nothing (of DiLoCo the outer ones as well), and all else is the optimizer's. The peak is
+arguments and temporaries together, a bound from above that has the batch, gradients and activations in it
+(what XLA itself calls the peak leaves temporaries out on CPU). With a mesh axis "fsdp" the worker's
+parameters, its state and its examples are spread over that many devices.
 
     python benchmarks/sharding.py > docs/sharding.md
 """
@@ -24,6 +26,7 @@ from jax.sharding import Mesh
 
 import jaxdist as jd
 
+Rule = optax.GradientTransformation
 DEVICES, WIDTH, LAYERS, EXAMPLES = 8, 1024, 4, 64
 PARAMETERS = 4 * LAYERS * WIDTH * WIDTH  # bytes
 
@@ -32,21 +35,30 @@ class Setup(NamedTuple):
     """A method and how the devices are split between workers and within one."""
 
     name: str
-    make: Callable[[int], jd.Algorithm]
+    make: Callable[[Rule, int], jd.Algorithm]
     workers: int
     fsdp: int = 1
 
 
-RULE = optax.adam(1e-3)
+def gossip(rule: Rule, workers: int) -> jd.Algorithm:
+    """On a ring."""
+    return jd.gossip(rule, jd.topology.ring(workers))
+
+
+def diloco(rule: Rule, workers: int) -> jd.Algorithm:
+    """A round of eight steps."""
+    return jd.diloco(rule, optax.sgd(0.7), period=8)
+
+
 SETUPS = (
-    Setup("all_reduce", lambda W: jd.all_reduce(RULE), 8),
-    Setup("sharded_all_reduce", lambda W: jd.sharded_all_reduce(RULE), 8),
-    Setup("gossip, ring", lambda W: jd.gossip(RULE, jd.topology.ring(W)), 8),
-    Setup("all_reduce", lambda W: jd.all_reduce(RULE), 4, 2),
-    Setup("all_reduce", lambda W: jd.all_reduce(RULE), 1, 8),
-    Setup("gossip, ring", lambda W: jd.gossip(RULE, jd.topology.ring(W)), 4, 2),
-    Setup("gossip, ring", lambda W: jd.gossip(RULE, jd.topology.ring(W)), 2, 4),
-    Setup("diloco", lambda W: jd.diloco(RULE, optax.sgd(0.7), period=8), 2, 4),
+    Setup("all_reduce", lambda rule, W: jd.all_reduce(rule), 8),
+    Setup("sharded_all_reduce", lambda rule, W: jd.sharded_all_reduce(rule), 8),
+    Setup("gossip, ring", gossip, 8),
+    Setup("all_reduce", lambda rule, W: jd.all_reduce(rule), 4, 2),
+    Setup("all_reduce", lambda rule, W: jd.all_reduce(rule), 1, 8),
+    Setup("gossip, ring", gossip, 4, 2),
+    Setup("gossip, ring", gossip, 2, 4),
+    Setup("diloco", diloco, 2, 4),
 )
 
 CONCLUSION = """
@@ -62,11 +74,11 @@ def loss(params: list[jax.Array], batch: jax.Array, key: jax.Array):
     return jnp.mean(batch**2), {}
 
 
-def inspect(setup: Setup) -> tuple[int, int, int]:
+def inspect(setup: Setup, rule: Rule) -> tuple[int, int, int]:
     """Bytes of a device: state, the peak of a step, and what leaves it in one."""
     devices = np.array(jax.devices()[:DEVICES]).reshape(setup.workers, setup.fsdp)
     mesh = Mesh(devices, ("worker", "fsdp"))
-    trainer = jd.execute(setup.make(setup.workers), loss, workers=setup.workers, mesh=mesh)
+    trainer = jd.execute(setup.make(rule, setup.workers), loss, workers=setup.workers, mesh=mesh)
     params = [jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.float32)] * LAYERS
     batch = jax.ShapeDtypeStruct((setup.workers, EXAMPLES * setup.fsdp, WIDTH), jnp.float32)
     found = jd.audit.inspect(trainer.lower(params, batch))
@@ -80,18 +92,18 @@ def main() -> None:
     print("# What a device holds\n")
     print(
         f"Bytes of one of {DEVICES} devices, as multiples of the parameters ({PARAMETERS >> 20} MiB in "
-        "float32), with Adam,\nwhose state is two more of them. Read from steps compiled for simulated CPU "
-        "devices by `python benchmarks/sharding.py`,\nwhich says what the columns are; another compiler has "
-        "other peaks: `jaxdist inspect --target`.\nSent is what leaves the device in the dearest step.\n"
+        "float32), with Adam,\nwhose state is two more of them. What `memory_analysis` says of steps "
+        "compiled for simulated CPU devices, by\n`python benchmarks/sharding.py`, which tells "
+        "what the columns are; another compiler has other\npeaks: `jaxdist inspect --target`. "
+        "Sent is what leaves the device in the dearest step.\n"
     )
     print("| method | workers | fsdp | parameters | optimizer | peak | sent |")
     print("|---|---|---|---|---|---|---|")
     for setup in SETUPS:
-        state, peak, sent = (size / PARAMETERS for size in inspect(setup))
-        # Outer parameters are parameters too: DiLoCo has two copies.
-        copies = (2 if setup.name == "diloco" else 1) / setup.fsdp
+        state, peak, sent = (size / PARAMETERS for size in inspect(setup, optax.adam(1e-3)))
+        bare = inspect(setup, optax.sgd(1e-3))[0] / PARAMETERS
         print(
-            f"| {setup.name} | {setup.workers} | {setup.fsdp} | {copies:.3f} | {state - copies:.3f} | "
+            f"| {setup.name} | {setup.workers} | {setup.fsdp} | {bare:.3f} | {state - bare:.3f} | "
             f"{peak:.2f} | {sent:.2f} |"
         )
     print(CONCLUSION)

@@ -23,6 +23,7 @@ def experiment(
     batch_size: int = 32,
     steps: int = 600,
     seed: int = 0,
+    overlap: bool = False,
 ) -> jd.Experiment:
     """The experiment; its keywords are what the command line can set."""
     return jd.Experiment(
@@ -38,4 +39,5 @@ def experiment(
         steps=steps,
         workers=workers,
         seed=seed,
+        overlap=overlap,
     )

@@ -21,9 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
       there are can be believed, 74 the disk is full or gone, with one line that says why on the error
       stream; 130 interrupted.
     """
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        parser = _parser()
-        options, rest = parser.parse_known_args(arguments)
+        parser = _parser(only_help=given[1:] in (["-h"], ["--help"]))
+        options, rest = parser.parse_known_args(given)
         if rest and options.command not in ("train", "check", "inspect", "plan"):
             parser.error(f"unrecognized arguments: {shlex.join(rest)}")
         return options.run(options, rest) or 0
@@ -40,7 +41,8 @@ def _say(error: str, code: int) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, only_help: bool = False) -> argparse.ArgumentParser:
+    """`only_help`: a command is asked what it takes, and not a config what keywords it has."""
     parser = argparse.ArgumentParser(
         prog="jaxdist",
         description="Distributed optimisation for JAX: many workers, each with its own data, agree.",
@@ -51,7 +53,13 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: object, summary: str, *, help: bool = True, of=commands):
         made = of.add_parser(
-            name, help=summary, description=summary, allow_abbrev=False, add_help=help
+            name,
+            help=summary,
+            description=summary
+            if help
+            else f"{summary}; CONFIG --help shows the config's keywords",
+            allow_abbrev=False,
+            add_help=help or only_help,
         )
         made.error = printing.refuse
         made.set_defaults(run=run, parser=parser)

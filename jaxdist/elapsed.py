@@ -100,6 +100,7 @@ def timed(algorithm: Algorithm, clock: Clock, network: Network | None = None) ->
         sends=algorithm.sends,
         report=report,
         resize=None if resize is None else Resize(resized, resize.says),
+        branches=algorithm.branches,
     )
 
 

@@ -40,6 +40,8 @@ class Experiment:
         processes. Costs a gather in place of each reduction.
       clock: how long gradients take, for `simulated_seconds` in the metrics of a synchronous method.
       network: what messages cost in simulated seconds; needs a clock.
+      overlap: compile each kind of step as a whole, so that an accelerator hides messages of which only
+        some steps send any: see `jd.execute`.
 
     Raises:
       ValueError: numbers that are no counts, a stream for another number of workers.
@@ -62,6 +64,7 @@ class Experiment:
     reproducible: bool = False
     clock: Clock | None = None
     network: Network | None = None
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "workers", "evaluate_every", "save_every"):
@@ -95,6 +98,7 @@ def trainer_of(
         finite=finite,
         clock=experiment.clock,
         network=experiment.network,
+        overlap=experiment.overlap,
     )
 
 

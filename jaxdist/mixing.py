@@ -34,6 +34,7 @@ def mix(
     alive: jax.Array | None = None,
     dropped: jax.Array | None = None,
     keeps: Keeps | None = None,
+    branch: int | None = None,
 ) -> PyTree:
     """Replaces every worker's arrays by the weighted mean over those it listens to at this step.
 
@@ -54,6 +55,8 @@ def mix(
         lost. None: none is, or what `jd.faulty` says.
       keeps: to whom the weight of a lost message returns. None: to the sender where only the columns
         of the matrix sum to one, else to the receiver.
+      branch: which of `distinct_rounds(topology)` it is, where that is known while tracing: then
+        only its exchange is in the program. None: `step` selects it.
 
     Returns:
       A pytree like `tree`, this worker's own.
@@ -76,7 +79,7 @@ def mix(
         return _weighted(arrays, factors).astype(arrays[0].dtype)
 
     keeps = keeps or ("sender" if topology.stochastic == "column" else "receiver")
-    return _exchange(tree, topology, step, mixed, lambda one: one.own, keeps, now)
+    return _exchange(tree, topology, step, mixed, lambda one: one.own, keeps, now, branch)
 
 
 def change(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
@@ -114,7 +117,9 @@ def change(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
     return _exchange(tree, topology, step, changed, own_weight, keeps, faults.current())
 
 
-def arriving(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
+def arriving(
+    tree: PyTree, topology: Topology, step: jax.Array, *, branch: int | None = None
+) -> PyTree:
     """The part of `mix` that comes from others, in at least float32.
 
         x_i <- sum_(j != i) W(step)_ij x_j
@@ -123,6 +128,7 @@ def arriving(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
       tree: this worker's arrays, floating point.
       topology: as for `mix`.
       step: as for `mix`.
+      branch: as for `mix`.
 
     Returns:
       A pytree like `tree` in at least float32, this worker's own.
@@ -137,7 +143,9 @@ def arriving(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
             "jd.push_sum with a delay keeps what it sends before it knows that it was lost, and can not "
             "run under jd.faulty; write delay=0"
         )
-    return _exchange(tree, topology, step, _weighted, lambda one: np.zeros(one.size), None, now)
+    return _exchange(
+        tree, topology, step, _weighted, lambda one: np.zeros(one.size), None, now, branch
+    )
 
 
 def check_size(topology: Topology) -> None:
@@ -231,7 +239,7 @@ def arrives(topology: Topology, source: np.ndarray) -> jax.Array:
 
 def gathers(topology: Topology) -> bool:
     """Whether a topology has so many rounds that they are mixed out of one all-gather."""
-    return len(_distinct(topology)[0]) > MOST_BRANCHES
+    return len(distinct_rounds(topology)[0]) > MOST_BRANCHES
 
 
 def _exchange(
@@ -242,6 +250,7 @@ def _exchange(
     own_weight: Callable[[Round], np.ndarray],
     keeps: Keeps | None,
     now: faults.Masks,
+    branch: int | None = None,
 ) -> PyTree:
     """Sends everybody's arrays along the round and combines what arrives with its factors.
 
@@ -251,7 +260,7 @@ def _exchange(
     check_size(topology)
     _check_survivors(topology, now.gone)
     whole = now.alive is None and now.dropped is None
-    rounds, place = _distinct(topology)
+    rounds, place = distinct_rounds(topology)
     buffers, restore = buckets.pack(tree)
 
     def combined(
@@ -299,8 +308,8 @@ def _exchange(
         return branch
 
     if not gathers(topology):
-        if len(rounds) == 1:
-            return restore(round_of(rounds[0])(buffers))
+        if branch is not None or len(rounds) == 1:
+            return restore(round_of(rounds[branch or 0])(buffers))
         which = jnp.asarray(place)[step % len(place)]
         return restore(lax.switch(which, [round_of(one) for one in rounds], buffers))
 
@@ -325,7 +334,7 @@ def _exchange(
 
 
 @lru_cache(maxsize=64)
-def _distinct(topology: Topology) -> tuple[list[Round], np.ndarray]:
+def distinct_rounds(topology: Topology) -> tuple[list[Round], np.ndarray]:
     """The different rounds of a topology, and which of them each step of the period takes."""
     known: dict[bytes, int] = {}
     rounds, place = [], []

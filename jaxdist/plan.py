@@ -233,6 +233,7 @@ def predict(
     *,
     flops: float,
     utilisation: float = UTILISATION,
+    overlap: bool = False,
 ) -> Prediction:
     """What a step of a method takes, on average, once it has started.
 
@@ -242,6 +243,7 @@ def predict(
       layout: where its workers are.
       flops: of one worker's gradient (`gradient_flops`).
       utilisation: the part of the peak that is reached while computing; assumed.
+      overlap: whether each kind of step is compiled as a whole (`jd.execute(..., overlap=True)`).
 
     Returns:
       A `Prediction`.
@@ -279,8 +281,8 @@ def predict(
     exchanges = [
         exchange(waits.meeting(t, workers), size) for t, size in zip(steps, sent, strict=True)
     ]
-    # Rounds that vary are branches of the program, and XLA runs nothing beside a branch.
-    hidden = waits.overlaps and waits.period == 1
+    # XLA runs nothing beside a branch, unless the gradient is computed inside it.
+    hidden = waits.overlaps and (overlap or algorithm.branches is None)
     taken = [max(compute, one) if hidden else compute + one for one in exchanges]
     return Prediction(compute, *(float(np.mean(x)) for x in (exchanges, taken, sent)))
 

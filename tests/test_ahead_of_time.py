@@ -33,10 +33,10 @@ def loss(params, batch, key):
     return jnp.mean(batch**2), {}
 
 
-def lower(algorithm, mesh):
+def lower(algorithm, mesh, **options):
     """One step, of shapes alone; `algorithm` takes the number of workers."""
     workers = mesh.shape["worker"]
-    trainer = jd.execute(algorithm(workers), loss, workers=workers, mesh=mesh)
+    trainer = jd.execute(algorithm(workers), loss, workers=workers, mesh=mesh, **options)
     params = [jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.float32)] * LAYERS
     batch = jax.ShapeDtypeStruct((workers, 256, WIDTH), jnp.float32)
     return trainer.lower(params, batch)
@@ -88,24 +88,38 @@ def test_an_all_reduce_is_the_parameters_and_the_loss(target):
     assert found.flops == 11 * 2 * 256 * WIDTH * WIDTH
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "kind"),
-    [
-        (d_psgd, "collective_permute"),
-        (lambda workers: jd.diloco(optax.sgd(0.1), optax.sgd(0.7), period=4), "all_reduce"),
-    ],
-    ids=["gossip", "diloco"],
-)
-def test_workers_spread_over_a_slice_talk_to_other_slices_by_their_shards(algorithm, kind):
+def streaming(workers):
+    return jd.streaming_diloco(
+        optax.sgd(0.1), optax.sgd(0.7), period=8, fragments=4, delay=1, blend=0.5
+    )
+
+
+def diloco(workers):
+    return jd.diloco(optax.sgd(0.1), optax.sgd(0.7), period=4)
+
+
+SPREAD = {
+    "gossip": (d_psgd, "collective_permute", {}, 2),
+    "diloco": (diloco, "all_reduce", {}, 1),
+    "streaming diloco": (streaming, "all_reduce", {"overlap": True}, 1),
+}
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_workers_spread_over_a_slice_talk_to_other_slices_by_their_shards(name):
+    algorithm, kind, options, copies = SPREAD[name]
     mesh = mesh_of("v5p:2x2x1*4", ("worker", "fsdp"), (4, 4))
-    found = jd.audit.inspect(lower(algorithm, mesh))
+    found = jd.audit.inspect(lower(algorithm, mesh, **options))
     across = [one for one in found.transfers if one.across and one.bytes > 1000]
     assert {one.kind for one in across} == {kind}
-    copies = 2 if kind == "collective_permute" else 1
     assert sum(one.bytes for one in across) == copies * PARAMETERS // 4
     assert all(one.asynchronous for one in across)
-    if kind == "all_reduce":
-        assert all(one.branch for one in across)  # once in four steps
+    if name == "diloco":
+        # Once in four steps, when the gradient is applied: nothing is left to be computed beside.
+        assert all(one.branch and not one.hidden_operations for one in across)
+    else:
+        # Matrix products of the gradient run beside, and so do the gathers of their shards.
+        assert all(one.hidden_cycles > 10_000 for one in across)
 
 
 # A TPU waits for an all-reduce where it stands, unless it is told otherwise.
@@ -142,15 +156,39 @@ def test_overlap_sgp_hides_every_exchange_behind_the_gradient(target):
     assert not any(one.asynchronous or one.hidden_cycles for one in bad)
 
 
-def test_rounds_that_vary_are_branches_which_hide_behind_no_gradient():
+def varying_d_psgd(workers):
+    topology = jd.topology.one_peer_exponential(workers)
+    return jd.gossip(optax.sgd(0.1), topology, order="combine_while_adapt")
+
+
+VARYING = {
+    "overlap sgp": overlap_sgp(jd.topology.one_peer_exponential, 1),
+    "d-psgd": varying_d_psgd,
+}
+
+
+@pytest.mark.parametrize("name", VARYING)
+def test_rounds_that_vary_hide_behind_the_gradient_of_their_own_branch(name):
     mesh = mesh_of("v5e:2x4")
-    found = jd.audit.inspect(lower(overlap_sgp(jd.topology.one_peer_exponential, 1), mesh))
-    sent = permutes(found)
-    assert all(one.branch for one in sent)
-    for case in ("case 0", "case 1", "case 2"):
-        assert sum(one.bytes for one in sent if one.branch == (case,)) == PARAMETERS + 4
-    # Beside one array of a branch there is the weighting of the others, and no product.
-    assert max(one.hidden_operations for one in sent) < LAYERS
+    cases = [("case 0",), ("case 1",), ("case 2",)]
+    found = {
+        overlap: [
+            one
+            for one in permutes(jd.audit.inspect(lower(VARYING[name], mesh, overlap=overlap)))
+            if one.bytes > 4
+        ]
+        for overlap in (False, True)
+    }
+    for sent in found.values():
+        for case in cases:
+            assert sum(one.bytes for one in sent if one.branch == case) == PARAMETERS
+        assert {one.branch for one in sent} == set(cases)
+        assert all(one.asynchronous for one in sent)
+    # Without it a branch holds the exchange alone: beside one array the others are weighted.
+    assert max(one.hidden_operations for one in found[False]) < LAYERS
+    for case in cases:
+        hidden = [one.hidden_cycles for one in found[True] if one.branch == case]
+        assert sum(hidden) > 100_000
 
 
 @pytest.mark.parametrize("target", ["v5e:2x4", "v5p:2x2x2"])
@@ -165,26 +203,42 @@ def test_an_all_reduce_is_hidden_only_where_the_compiler_is_told_to(target):
     assert all(one.hidden_operations and one.hidden_cycles > 5_000 for one in beside)
 
 
-def test_streaming_diloco_waits_for_its_fragment_whatever_the_compiler_is_told():
-    def late(workers):
-        return jd.streaming_diloco(
-            optax.sgd(0.1), optax.sgd(0.7), period=8, fragments=4, delay=1, blend=0.5
-        )
+def fragments(compiled):
+    """The messages of the fragments, not the loss that is reported."""
+    return [one for one in jd.audit.inspect(compiled).transfers if one.bytes > 1000]
 
-    lowered = lower(late, mesh_of("v5p:2x2x2"))
-    for options in ({}, OVERLAP_ALL_REDUCE):
-        found = jd.audit.inspect(lowered.compile(compiler_options=options))
-        sent = [one for one in found.transfers if one.bytes > 4]
-        # One fragment in each of four branches, and nothing of a step is beside a branch.
-        assert [one.branch for one in sent] == [(f"case {p}",) for p in range(1, 5)]
-        assert sum(one.bytes for one in sent) == PARAMETERS
-        assert not any(one.asynchronous or one.hidden_operations for one in sent)
-    # From slice to slice it is asynchronous, with nothing to do meanwhile all the same.
+
+@pytest.mark.parametrize("target", ["v5e:2x4", "v5p:2x2x2"])
+def test_streaming_diloco_hides_its_fragment_in_a_branch_with_the_gradient(target):
+    mesh = mesh_of(target)
+    hidden = fragments(
+        lower(streaming, mesh, overlap=True).compile(compiler_options=OVERLAP_ALL_REDUCE)
+    )
+    # One fragment in each of four branches; in the fifth nothing is sent.
+    assert [one.branch for one in hidden] == [(f"case {p}",) for p in range(1, 5)]
+    assert sum(one.bytes for one in hidden) == PARAMETERS
+    assert all(one.asynchronous and one.hidden_cycles > 10_000 for one in hidden)
+    # Without the whole step in the branch, and without the options, it is waited for.
+    bad = [
+        lower(streaming, mesh).compile(compiler_options=OVERLAP_ALL_REDUCE),
+        lower(streaming, mesh, overlap=True).compile(),
+    ]
+    for waited in map(fragments, bad):
+        assert [one.branch for one in waited] == [one.branch for one in hidden]
+        assert not any(one.asynchronous or one.hidden_operations for one in waited)
+
+
+def test_streaming_diloco_hides_its_fragment_on_the_way_to_another_slice():
     mesh = mesh_of("v5p:2x2x1*2")
-    across = [one for one in jd.audit.inspect(lower(late, mesh)).transfers if one.across]
-    across = [one for one in across if one.bytes > 1000]  # the loss goes there too
-    assert len(across) == 4
-    assert all(one.asynchronous and one.branch and not one.hidden_operations for one in across)
+    for overlap in (True, False):
+        sent = fragments(lower(streaming, mesh, overlap=overlap))
+        across = [one for one in sent if one.across]
+        assert [one.branch for one in across] == [(f"case {p}",) for p in range(1, 5)]
+        assert all(one.asynchronous for one in across)
+        if overlap:
+            assert all(one.hidden_cycles > 50_000 for one in across)
+        else:
+            assert not any(one.hidden_operations for one in across)
 
 
 def test_a_model_that_does_not_fit_says_so_with_the_numbers():

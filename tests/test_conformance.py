@@ -104,6 +104,20 @@ def test_equals_its_dense_matrix_recursion_with_a_device_each(x64, name, label):
     check_twin(name, label, shared_trainer(name, label, workers=8, devices=8), steps=9)
 
 
+BRANCHED = [place for place in cases.ALL if cases.case(*place).make(6).branches is not None]
+
+
+@pytest.mark.parametrize(("name", "label"), BRANCHED)
+def test_a_step_of_each_kind_by_itself_is_the_same_step(x64, name, label):
+    case, lanes = cases.case(name, label), mesh_of(3)
+    options = {"workers": 6, "mesh": lanes, "overlap": True}
+    check_twin(name, label, jd.execute(case.make(6), cases.loss, **options), steps=13)
+
+
+def test_methods_whose_messages_need_no_gradient_have_kinds_of_steps():
+    assert {name for name, _ in BRANCHED} == {"gossip", "push_sum", "streaming_diloco"}
+
+
 def alone(monkeypatch):
     """Switches all communication off: every worker hears only itself."""
     tree_map = jax.tree.map

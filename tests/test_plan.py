@@ -67,7 +67,7 @@ def test_a_method_is_paid_for_what_it_sends_and_how_often():
     assert predicted(jd.all_reduce(optax.sgd(0.1)), 1).efficiency == 1
 
 
-def test_only_an_exchange_on_a_graph_that_stays_is_hidden():
+def test_an_exchange_is_hidden_where_the_program_can_hide_it():
     rule, ring = optax.sgd(0.1), jd.topology.ring(64)
     varying = jd.topology.one_peer_exponential(64)
     after, beside = (
@@ -76,8 +76,20 @@ def test_only_an_exchange_on_a_graph_that_stays_is_hidden():
     )
     assert after.step_seconds == after.compute_seconds + after.exchange_seconds
     assert beside.step_seconds == max(beside.compute_seconds, beside.exchange_seconds)
-    turns = predicted(jd.gossip(rule, varying, order="combine_while_adapt"), 64)
-    assert turns.step_seconds == pytest.approx(turns.compute_seconds + turns.exchange_seconds)
+    turns = jd.gossip(rule, varying, order="combine_while_adapt")
+    waited, hidden = (predicted(turns, 64, overlap=overlap) for overlap in (False, True))
+    assert waited.step_seconds == pytest.approx(waited.compute_seconds + waited.exchange_seconds)
+    assert hidden.step_seconds == pytest.approx(waited.compute_seconds)
+    fragments = {"p": PARAMS, "q": PARAMS}
+    late = jd.streaming_diloco(rule, rule, period=4, fragments=2, delay=1)
+    layout = plan.lay_out("v5e:16x16", 64)
+    waited, hidden = (
+        plan.predict(late, fragments, layout, flops=1e12, overlap=overlap)
+        for overlap in (False, True)
+    )
+    assert waited.bytes == 1e8 / 2  # a fragment of 100 MB every other step
+    assert waited.step_seconds == pytest.approx(waited.compute_seconds + waited.exchange_seconds)
+    assert hidden.step_seconds == pytest.approx(waited.compute_seconds)
 
 
 def test_many_chips_of_a_worker_share_its_work_and_its_bytes():

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 import twins
+from compressed_methods import REMEMBERED, REMEMBERING, matrix_loss, matrix_steps, one_way
 
 import jaxdist as jd
 from jaxdist.resize import PARAMETERS_ONLY
@@ -36,10 +37,10 @@ CHANGES = [
 SERVED = ("downpour", "stale_synchronous", "delay_compensated", "hogwild")
 
 
-def on_one(algorithm, workers):
+def on_one(algorithm, workers, *, loss=cases.loss):
     """On one device a program compiles fastest; that lanes are devices is a law elsewhere."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("worker",))
-    return jd.execute(algorithm, cases.loss, workers=workers, mesh=mesh)
+    return jd.execute(algorithm, loss, workers=workers, mesh=mesh)
 
 
 def batches(data, first, steps):
@@ -119,6 +120,39 @@ def test_means_of_residuals_trackers_corrections_and_weights_are_kept(x64):
             means(new.local),
         )
         jax.tree.map(np.testing.assert_array_equal, state.shared, new.shared)
+
+
+@REMEMBERED
+def test_what_compression_has_left_out_keeps_its_mean(x64, name):
+    """Residuals, copies, estimates, velocities: their mean, or of shares of one array, all of it."""
+    before, after = (on_one(REMEMBERING[name](W), W, loss=matrix_loss) for W in (8, 6))
+    state = matrix_steps(before, None, 12)
+    new, said = jd.resize(state, before, after)
+    assert said != PARAMETERS_ONLY
+    told = before.readout(state), state.shared
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12),
+        (after.readout(new), new.shared),
+        told,
+    )
+    remembered, kept = state.local, new.local
+    if name == "push_sum":
+        # Numerators and weights have no mean to keep but the readout; flows are of the new links.
+        (_, weights), _, remembered, flow = state.local
+        assert min(np.ptp(weights), *(np.abs(s).max() for s in jax.tree.leaves(flow))) > 0.05
+        _, _, kept, flow = new.local
+        for h, s in zip(jax.tree.leaves(kept), jax.tree.leaves(flow), strict=True):
+            moved = np.tensordot(one_way(6, move=0.5).matrix(0), h, 1) - h
+            np.testing.assert_allclose(s, moved, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(np.asarray(s).sum(0), 0, atol=1e-12)
+    pairs = zip(jax.tree.leaves(remembered), jax.tree.leaves(kept), strict=True)
+    for a, b in ((np.asarray(a), np.asarray(b)) for a, b in pairs):
+        assert np.ptp(a) > 1e-3
+        if a.shape[1:] == b.shape[1:]:
+            np.testing.assert_allclose(means(b), means(a), rtol=0, atol=1e-12)
+        else:  # a share each; what fills the last one up is nobody's
+            size = min(a.size, b.size)
+            np.testing.assert_array_equal(b.ravel()[:size], a.ravel()[:size])
 
 
 def test_what_a_sharded_server_has_not_been_sent_keeps_its_sum(x64):

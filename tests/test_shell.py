@@ -45,6 +45,14 @@ def test_help_imports_no_jax():
     assert done.stdout.endswith("False False\n")
 
 
+@pytest.mark.parametrize("command", ["train", "check", "inspect", "plan", "launch", "status"])
+def test_a_command_without_a_config_shows_its_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: jaxdist {command}" in capsys.readouterr().out
+
+
 def test_the_loop_can_be_read_in_one_go():
     assert len((runs.ROOT / "jaxdist" / "train.py").read_text().splitlines()) <= 150
 

@@ -42,6 +42,19 @@ class Resize(NamedTuple):
     says: str
 
 
+class Branches(NamedTuple):
+    """The kinds of steps of a method that does not send the same at every step.
+
+    Attributes:
+      kinds: how many there are.
+      which: `which(step)` -> the kind of the step after so many, an int32 below `kinds` made of the
+        shared step alone.
+    """
+
+    kinds: int
+    which: Callable[[jax.Array], jax.Array]
+
+
 class Algorithm(NamedTuple):
     """How workers compute, communicate and agree. Everything is written for one worker.
 
@@ -64,6 +77,9 @@ class Algorithm(NamedTuple):
         `jd.timed` makes simulated seconds of. None: not declared, or the method has a clock itself.
       resize: the rule by which `jd.resize` goes on with another number of workers; None: only the
         parameters survive.
+      branches: the kinds of its steps, where a message of some of them waits for no gradient. `update`
+        then also takes `branch`, the kind of this step as a plain number, or None: it is to find out
+        from the step. `jd.execute(..., overlap=True)` makes use of it.
     """
 
     init: Callable[[Params], State]
@@ -75,6 +91,7 @@ class Algorithm(NamedTuple):
     report: Callable[[State], dict[str, Any]] | None = None
     waits: Waits | None = None
     resize: Resize | None = None
+    branches: Branches | None = None
 
 
 def size_bytes(params: Params) -> int:

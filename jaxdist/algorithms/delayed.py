@@ -48,7 +48,8 @@ def delayed(inner: optax.GradientTransformation, *others: Never, delay: int) -> 
       ValueError: a delay below 0, or a rule that is not optax's.
 
     Communication:
-      Per step one all-reduce of size(params) bytes.
+      Per step one all-reduce of size(params) bytes, in at least float32: twice that for bfloat16
+      parameters.
 
     Example:
       Just below the bound for two steps of delay, and just above it:

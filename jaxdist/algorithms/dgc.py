@@ -1,7 +1,7 @@
 """Deep gradient compression: the largest numbers travel, with the momentum they were owed."""
 
 from collections.abc import Callable
-from typing import Any, Never
+from typing import Any, Literal, Never, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,15 @@ from jaxdist.algorithms.base import Algorithm, Params, State, refuse_others
 from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.compress import top_k
 
+Velocity = Literal["masked", "kept"]
+
 
 def dgc(
     learning_rate: float | Callable[[Any], Any],
     *others: Never,
     ratio: float,
     momentum: float = 0.9,
+    velocity: Velocity = "masked",
 ) -> Algorithm:
     """Deep gradient compression: sparse messages with momentum correction and factor masking.
 
@@ -24,12 +27,16 @@ def dgc(
 
         u_i <- momentum u_i + g_i
         v_i <- v_i + lr u_i
-        s_i  = the largest share `ratio` of v_i, by magnitude; cleared in v_i, and in u_i
+        s_i  = the largest share `ratio` of v_i, by magnitude; cleared in v_i, and (masked) in u_i
         x   <- x - 1/W sum_i s_i
 
     What waits in v_i keeps the momentum it would have had, where error feedback of plain gradients
     with momentum after it delays them; and momentum of numbers that were just sent is stopped, for it
-    is stale. The learning rate stands inside v_i: what waits is applied as it was when it arose. Clip
+    is stale. Where the workers' data differ, that has a price: a number that is sent often has less
+    momentum than one that waits, so it comes to rest beside the minimizer, however small the learning
+    rate. With `velocity="kept"` nothing is lost, and it settles as near as the learning rate is small.
+
+    The learning rate stands inside v_i: what waits is applied as it was when it arose. Clip
     gradients in the loss, and raise the ratio for the first epochs, as the paper does, by a run of its own.
 
     Args:
@@ -37,12 +44,13 @@ def dgc(
       others: nothing; a topology is refused with the method that takes one.
       ratio: the share of the numbers of each leaf that travels.
       momentum: of each worker's velocity.
+      velocity: what becomes of u_i where a number was sent: `"masked"`, as in the paper, or `"kept"`.
 
     Returns:
       An `Algorithm`. shared: parameters. local: velocity u_i, and v_i, what waits.
 
     Raises:
-      ValueError: a ratio that is not above 0 and at most 1.
+      ValueError: a ratio that is not above 0 and at most 1, an unknown velocity.
 
     Communication:
       Per step an all-gather of `jd.compress.top_k(ratio).bytes(params)` bytes.
@@ -63,6 +71,10 @@ def dgc(
     """
     refuse_others("dgc", others)
     compressor = top_k(ratio)
+    if velocity not in get_args(Velocity):
+        raise ValueError(
+            f"velocity={velocity!r} is unknown; write one of {', '.join(get_args(Velocity))}"
+        )
 
     def init(params: Params) -> State:
         zeros = worker.vary(jax.tree.map(jnp.zeros_like, params))
@@ -78,7 +90,9 @@ def dgc(
         def cleared(x: jax.Array, own: jax.Array) -> jax.Array:
             return jnp.where(own != 0, jnp.zeros_like(x), x)
 
-        u, v = (jax.tree.map(cleared, x, step.own) for x in (u, v))
+        v = jax.tree.map(cleared, v, step.own)
+        if velocity == "masked":
+            u = jax.tree.map(cleared, u, step.own)
         params = jax.tree.map(jnp.subtract, params, step.mean)
         return State(state.step + 1, (params,), (u, v))
 

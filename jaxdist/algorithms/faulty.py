@@ -1,5 +1,7 @@
 """Any method under faults: links that drop messages, workers that are away."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -62,9 +64,9 @@ def faulty(algorithm: Algorithm, happens: faults.Faults) -> Algorithm:
     def active(state: State) -> jax.Array:
         return here(state) if algorithm.active is None else here(state) & algorithm.active(state)
 
-    def update(grads, state: State, *, key, value, objective) -> State:
+    def update(grads, state: State, **given: Any) -> State:
         with faults.happening(now(state)):
-            new = algorithm.update(grads, state, key=key, value=value, objective=objective)
+            new = algorithm.update(grads, state, **given)
         if happens.alive is None:
             return new
         stays = ~here(state)

@@ -17,7 +17,7 @@ from jaxdist.algorithms.base import (
     size_bytes,
 )
 from jaxdist.algorithms.membership import AVERAGED
-from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
+from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges, rounds
 from jaxdist.compress.base import Compressor, check_compressor
 from jaxdist.topology import Topology
 
@@ -45,7 +45,7 @@ def gossip(
     1 - spectral_gap a step, down to a floor set by the step size and by how different their data
     are. The three orders have three different floors. `combine_while_adapt` is D-PSGD as published:
     what it sends does not depend on the gradient, so the exchange can hide behind the backward
-    pass.
+    pass (where the graph varies, with `jd.execute(..., overlap=True)`: docs/overlap.md).
 
     With a compressor C only payloads travel, and
 
@@ -101,9 +101,9 @@ def gossip(
     if compressor is not None:
         check_compressor("jd.gossip", compressor)
 
-    def mix(params: Params, t: jax.Array, key: jax.Array) -> Params:
+    def mix(params: Params, t: jax.Array, key: jax.Array, branch: int | None = None) -> Params:
         if compressor is None:
-            return mixing.mix(params, topology, t)
+            return mixing.mix(params, topology, t, branch=branch)
         mixed, own = mixing.mix_compressed(params, topology, t, compressor=compressor, key=key)
 
         def moved(x: jax.Array, m: jax.Array, o: jax.Array) -> jax.Array:
@@ -114,7 +114,7 @@ def gossip(
     def init(params: Params) -> State:
         return State(jnp.int32(0), (), (params, local_init(inner, params)))
 
-    def update(grads, state: State, *, key, value, objective) -> State:
+    def update(grads, state: State, *, key, value, objective, branch=None) -> State:
         params, inner_state = state.local
         t = state.step
         moved, inner_state = apply(
@@ -126,7 +126,7 @@ def gossip(
             # The next point y is kept instead of x: nobody may communicate between steps.
             params = mix(moved, t + 1, key)
         else:
-            mixed = mix(params, t, key)
+            mixed = mix(params, t, key, branch)
             params = jax.tree.map(lambda m, new, old: m + (new - old), mixed, moved, params)
         return State(t + 1, (), (params, inner_state))
 
@@ -135,12 +135,14 @@ def gossip(
         return exchanges(topology, step + ahead) * payload
 
     ahead = 1 if order == "combine_then_adapt" else 0
+    early = order == "combine_while_adapt"
     return Algorithm(
         init=init,
         gradient_at=lambda state: state.local[0],
         update=update,
         readout=lambda state: reduction.mean(state.local[0]),
         sends=sends,
-        waits=waiting.neighbors(topology, ahead=ahead, overlaps=order == "combine_while_adapt"),
+        waits=waiting.neighbors(topology, ahead=ahead, overlaps=early),
         resize=AVERAGED,
+        branches=rounds(topology) if early and compressor is None else None,
     )

@@ -58,7 +58,7 @@ def noise_scale(
 
     Communication:
       Per step one all-reduce of size(params) bytes and of one number, which travels with the small
-      leaves.
+      leaves, in at least float32: 4 bytes a number for bfloat16 parameters, too.
 
     Example:
       >>> import jaxdist as jd
@@ -149,7 +149,7 @@ def adascale(
 
     Communication:
       Per step one all-reduce of size(params) bytes and of one number, which travels with the small
-      leaves.
+      leaves, in at least float32: 4 bytes a number for bfloat16 parameters, too.
 
     Example:
       >>> import jaxdist as jd

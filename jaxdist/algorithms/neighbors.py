@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdist import mixing
+from jaxdist.algorithms.base import Branches
 from jaxdist.topology import Topology
 
 
@@ -83,3 +85,13 @@ def least_eigenvalue(topology: Topology) -> float:
 def exchanges(topology: Topology, step: int) -> int:
     """How many times one mix sends everything at this step: permutations, or one all-gather."""
     return 1 if mixing.gathers(topology) else len(topology.permutations(step).sources) - 1
+
+
+def rounds(topology: Topology, *, late: int = 0) -> Branches | None:
+    """The kinds of steps of a method that mixes by round step - late; None: all are alike."""
+    if mixing.gathers(topology):
+        return None
+    different, place = mixing.distinct_rounds(topology)
+    if len(different) == 1:
+        return None
+    return Branches(len(different), lambda step: jnp.asarray(place)[(step - late) % len(place)])

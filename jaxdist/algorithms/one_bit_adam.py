@@ -51,8 +51,9 @@ def one_bit_adam(
       ValueError: a warm-up of less than one step.
 
     Communication:
-      Per step an all-reduce of size(params) bytes during the warm-up; after it one bit a number and a
-      scale for each part: of every leaf an all-to-all of W parts and an all-gather of one.
+      Per step an all-reduce of size(params) bytes during the warm-up, in at least float32 (twice that
+      for bfloat16 parameters); after it one bit a number and a scale for each part, 4 bytes: of every
+      leaf an all-to-all of W parts and an all-gather of one.
 
     Example:
       >>> import jaxdist as jd

@@ -18,7 +18,7 @@ from jaxdist.algorithms.base import (
     updates,
 )
 from jaxdist.algorithms.membership import averaged, remade
-from jaxdist.algorithms.neighbors import check_columns, exchanges
+from jaxdist.algorithms.neighbors import check_columns, exchanges, rounds
 from jaxdist.compress.base import Compressor, check_compressor, contractive
 from jaxdist.topology import Topology
 
@@ -48,10 +48,10 @@ def push_sum(
 
     With `delay` = d > 0 (overlap SGP) a worker keeps its own share A_ii at once and what others sent
     arrives d steps later, by the matrix of the step that sent it. The exchange of a step then depends
-    on nothing that the step computes, and XLA hides it behind the gradient where the graph is fixed
-    (rounds that vary are branches, beside which it runs nothing: docs/overlap.md); the price is
-    staler averages. Messages under way are held by their senders, d of them, and are part of the
-    state, of checkpoints and of the readout.
+    on nothing that the step computes, and XLA hides it behind the gradient (where the graph varies,
+    with `jd.execute(..., overlap=True)`: docs/overlap.md); the price is staler averages. Messages
+    under way are held by their senders, d of them, and are part of the state, of checkpoints and of
+    the readout.
 
     With a compressor C a worker keeps a copy h_i of what the others know of its numerator, and sends
     what is new against it; the weights, one number, go as they are:
@@ -128,7 +128,7 @@ def push_sum(
         under_way = empty if delay else ()
         return State(jnp.int32(0), (), (held, local_init(inner, params), under_way))
 
-    def update(grads, state: State, *, key, value, objective) -> State:
+    def update(grads, state: State, *, key, value, objective, branch=None) -> State:
         (n, w), inner_state, under_way = state.local
         t = state.step
         u, inner_state = updates(
@@ -140,7 +140,9 @@ def push_sum(
                 t + 1, (), (mixing.mix(held, topology, t, keeps="sender"), inner_state, ())
             )
         # A message waits at its sender until it is due, so that this exchange depends on no gradient.
-        due = mixing.arriving(jax.tree.map(lambda x: x[t % delay], under_way), topology, t - delay)
+        due = mixing.arriving(
+            jax.tree.map(lambda x: x[t % delay], under_way), topology, t - delay, branch=branch
+        )
         under_way = jax.tree.map(lambda x, new: x.at[t % delay].set(new), under_way, held)
         kept = _entry(own, t)
         held = jax.tree.map(
@@ -174,6 +176,7 @@ def push_sum(
             "on with weight 1 and the workers' mean memory, and nothing is under way",
         ),
         waits=waiting.neighbors(topology, ahead=-delay, overlaps=delay > 0),
+        branches=rounds(topology, late=delay) if delay else None,
     )
 
 
@@ -193,6 +196,7 @@ def _compressed(
             "leave the compressor out"
         )
     contracting = contractive(compressor)
+    surplus = topology.matrix(0).sum(1) - 1
 
     def init(params: Params) -> State:
         held = params, unit_weight(params)
@@ -220,6 +224,14 @@ def _compressed(
         wide, weight = jax.eval_shape(lambda p: (_wide(p), unit_weight(p)), params)
         return exchanges(topology, step) * (contracting.bytes(wide) + size_bytes(weight))
 
+    def joined(old: PyTree, fresh: PyTree) -> PyTree:
+        memory, copy = averaged(old[1:3], fresh[1:3])
+        # sum_j A_ij h_j - h_i of one h for all, by the links to come; its sum over workers is 0.
+        flow = jax.tree.map(
+            lambda h: (surplus.reshape(-1, *[1] * (h.ndim - 1)) * h).astype(h.dtype), copy
+        )
+        return fresh[0], memory, copy, flow
+
     return Algorithm(
         init=init,
         gradient_at=lambda state: quotient(*state.local[0]),
@@ -227,6 +239,11 @@ def _compressed(
         readout=lambda state: quotient(*reduction.mean(state.local[0])),
         sends=sends,
         waits=waiting.neighbors(topology),
+        resize=remade(
+            joined,
+            "sum of numerators over sum of weights: from there everybody goes on with weight 1, the workers' "
+            "mean memory and mean copy, and the flow that the new links make of that copy",
+        ),
     )
 
 

@@ -27,7 +27,7 @@ def sign_majority(inner: optax.GradientTransformation, *others: Never) -> Algori
     A bit has no third value: the sign of 0 is +1, for a gradient of 0 and for a tied vote. All steps have the
     same size, so it needs a learning rate that falls; and where workers' data differ, the majority is
     not the mean: it settles where as many gradients point one way as the other. A gradient that is
-    NaN votes -1 (`jd.execute(..., finite=True)` tells of it).
+    NaN has no sign: a byte beside the votes says so, and everybody's vote on that leaf is NaN.
 
     Args:
       inner: the rule that turns the vote, of +1 and -1, into an update. It runs once for all workers.
@@ -40,7 +40,7 @@ def sign_majority(inner: optax.GradientTransformation, *others: Never) -> Algori
       ValueError: `inner` is not an optax rule.
 
     Communication:
-      Per step and leaf, of size n, with b = ceil(n / 8 W): an all-to-all of W b bytes, by which every
+      Per step and leaf, of size n, with b = ceil(n / 8 W) + 1: an all-to-all of W b bytes, by which every
       worker counts the votes on its part, and an all-gather of b bytes.
 
     Example:

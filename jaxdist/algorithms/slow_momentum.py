@@ -52,7 +52,7 @@ def slow_momentum(
 
     Communication:
       One all-reduce every `period` steps, of the displacement in at least float32: size(params) bytes
-      for float32 parameters. Nothing in between, nothing for the readout.
+      for float32 parameters, twice that for bfloat16 ones. Nothing in between, nothing for the readout.
 
     Example:
       >>> import jaxdist as jd

@@ -12,6 +12,7 @@ from jax import lax
 from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
+    Branches,
     Params,
     State,
     apply,
@@ -44,15 +45,16 @@ def streaming_diloco(
     the update of `inner`, and steps counted from 1, at every step s first x_i <- x_i + u_i; then, of
     the fragment p whose turn it is,
 
-        d_p  = z_p - 1/W sum_j x_jp                 sent after the local update of step s - delay
+        d_p  = z_p - 1/W sum_j x_jp                 of the parameters after step s - delay
         z_p <- z_p + outer_p(d_p)                   at every s with s mod period
         x_ip <- (1 - blend) z_p + blend x_ip        = (p + 1) period / F mod period
 
     So every fragment is sent once a period, one of them every period / F steps: the peak of the
-    traffic is F times lower than DiLoCo's, and a message has `delay` local steps to arrive. `blend`
-    keeps part of what a worker learned meanwhile. (As one XLA program the message is still waited for
-    in the step that sends it: docs/overlap.md.) What would have been sent before step 1 is not
-    applied. With one fragment, no delay and no blend it is `diloco`.
+    traffic is F times lower than DiLoCo's, and a message has `delay` local steps to arrive: it is
+    sent before the gradient of step s - delay + 1. `jd.execute(..., overlap=True)` lets an accelerator
+    compute that gradient meanwhile (docs/overlap.md). `blend` keeps part of what a worker learned
+    meanwhile. What would have been sent before step 1 is not applied. With one fragment, no delay and
+    no blend it is `diloco`.
 
     Args:
       inner: the local rule (AdamW in the paper). It never communicates; its memory stays.
@@ -69,7 +71,7 @@ def streaming_diloco(
 
     Returns:
       An `Algorithm`. shared: outer parameters, one state of `outer` for each fragment and, with a
-      delay, the displacements that are under way. local: parameters and the state of `inner`. The
+      delay above 1, the displacements that are under way. local: parameters and the state of `inner`. The
       memory of a compressor stands in both rooms.
 
     Raises:
@@ -118,39 +120,50 @@ def streaming_diloco(
             f"arrives; write delay={period - 1} or less"
         )
     turn = period // count
+    early = max(delay, 1)  # so many steps after those that were taken, what is sent now is applied
     how = reduction.reducer(compressor)
 
-    def in_turn(
-        step: jax.Array, one: Callable[[int, Any], Any], rooms: Any, when: Any = True
-    ) -> Any:
-        """`one(p, rooms)` where it is fragment p's turn at this step, counted from 1."""
+    def whose(step: jax.Array) -> jax.Array:
+        """1 + the fragment that is applied at this step, counted from 1; 0 if none is."""
         p = (step // turn - 1) % count
+        return jnp.where((step > delay) & (step % turn == 0), p + 1, 0)
+
+    def in_turn(which: Any, one: Callable[[int, Any], Any], rooms: Any) -> Any:
+        """`one(p, rooms)` of fragment p = which - 1, or the rooms as they are."""
         branches = [lambda kept: kept, *(partial(one, p) for p in range(count))]
-        return lax.switch(jnp.where(when & (step % turn == 0), p + 1, 0), branches, rooms)
+        return (
+            branches[which](rooms) if isinstance(which, int) else lax.switch(which, branches, rooms)
+        )
 
     def init(params: Params) -> State:
         leaves = jax.tree.leaves(params)
         groups = _groups(params, fragments)
         outer_states = [outer.init(_take(leaves, own)) for own in groups]
-        under_way = [jnp.zeros_like(z) for z in leaves] if delay else []
+        under_way = [jnp.zeros_like(z) for z in leaves] if delay > 1 else []
         memories = [how.init(_displacements(leaves, leaves, own)) for own in groups]
         known, kept = ([memory[room] for memory in memories] for room in (0, 1))
         local = params, local_init(inner, params), kept
         return State(jnp.int32(0), (leaves, outer_states, under_way, known), local)
 
-    def update(grads, state: State, *, key, value, objective) -> State:
+    def sending(step: jax.Array) -> jax.Array:
+        """1 + the fragment that is sent in the step after so many; 0 if none is."""
+        return whose(step + early)
+
+    def update(grads, state: State, *, key, value, objective, branch=None) -> State:
         z, outer_states, under_way, known = state.shared
         x, inner_state, kept = state.local
+        x, kept = worker.vary(x), worker.vary(kept)
         groups = _groups(x, fragments)
-        x, inner_state = apply(inner, grads, inner_state, x, value=value, objective=objective)
-        x, structure = jax.tree.flatten(worker.vary(x))
+        start, structure = jax.tree.flatten(x)
+        moved, inner_state = apply(inner, grads, inner_state, x, value=value, objective=objective)
+        x = jax.tree.leaves(worker.vary(moved))
         step = state.step + 1
 
-        def sent(p: int, rooms):
+        def sent(p: int, rooms, x: list[jax.Array]):
             d, known, kept = rooms
             own = _displacements(z, x, groups[p])
             mean, (new, left) = how.mean(
-                own, (known[p], kept[p]), key=key, step=means_before(p, step + delay)
+                own, (known[p], kept[p]), key=key, step=means_before(p, state.step + early)
             )
             mean = [d.astype(z[i].dtype) for d, i in zip(mean, groups[p], strict=True)]
             return _put(d, groups[p], mean), _put(known, [p], [new]), _put(kept, [p], [left])
@@ -165,32 +178,40 @@ def streaming_diloco(
 
         def at_once(p: int, rooms):
             *rooms, known, kept = rooms
-            d, known, kept = sent(p, (z, known, kept))
+            d, known, kept = sent(p, (z, known, kept), x)
             return *applied(p, rooms, d), known, kept
 
-        kept = worker.vary(kept)
         if delay:
-            under_way, known, kept = in_turn(step + delay, sent, (under_way, known, kept))
-            land = partial(applied, d=under_way)
-            z, outer_states, x = in_turn(step, land, (z, outer_states, x), when=step > delay)
+            # Of the parameters before this step's update: the exchange waits for no gradient.
+            now = sending(state.step) if branch is None else branch
+            d = under_way or [jnp.zeros_like(own) for own in z]
+            d, known, kept = in_turn(now, partial(sent, x=start), (d, known, kept))
+            due = now if delay == 1 else whose(step)
+            z, outer_states, x = in_turn(due, partial(applied, d=d), (z, outer_states, x))
+            under_way = d if under_way else []
         else:
             rooms = z, outer_states, x, known, kept
-            z, outer_states, x, known, kept = in_turn(step, at_once, rooms)
+            z, outer_states, x, known, kept = in_turn(whose(step), at_once, rooms)
         local = jax.tree.unflatten(structure, x), inner_state, kept
         return State(step, (z, outer_states, under_way, known), local)
 
-    def means_before(p: int, step: Any) -> Any:
-        """How often fragment p was sent before this step of its turn, from the first that was."""
-        return (step // turn - 1) // count - int((p + 1) * turn <= delay)
+    def means_before(p: int, applied_at: Any) -> Any:
+        """How often fragment p was sent before what is applied at this step of its turn."""
+        return (applied_at // turn - 1) // count - int((p + 1) * turn <= delay)
 
     def sends(params: Params, step: int) -> int:
-        sent_at = step + 1 + delay
-        if sent_at % turn:
+        applied_at = step + early
+        if applied_at % turn or applied_at <= delay:
             return 0
-        p = (sent_at // turn - 1) % count
+        p = (applied_at // turn - 1) % count
         leaves, own = jax.tree.leaves(params), _groups(params, fragments)[p]
         wide = jax.eval_shape(lambda z: _displacements(z, z, own), leaves)
-        return how.bytes(wide, means_before(p, sent_at))
+        return how.bytes(wide, means_before(p, applied_at))
+
+    everyone = waiting.everyone(period=turn, ahead=early - 1)
+
+    def meeting(step: int, workers: int) -> waiting.Meeting | None:
+        return everyone.meeting(step, workers) if step + early > delay else None
 
     def readout(state: State) -> Params:
         return jax.tree.unflatten(jax.tree.structure(state.local[0]), state.shared[0])
@@ -208,7 +229,8 @@ def streaming_diloco(
             ),
             AVERAGED.says,
         ),
-        waits=waiting.everyone(period=turn, ahead=delay),
+        waits=waiting.Waits(meeting, period, start=1, overlaps=delay > 0),
+        branches=Branches(count + 1, sending) if delay else None,
     )
 
 

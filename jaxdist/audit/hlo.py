@@ -196,7 +196,7 @@ def walk(program: Program) -> Iterator[Visit]:
                 body = _name(one, "body")
                 yield from block(body, times * trips(program, one), branch, inside)
             elif one.opcode == "conditional":
-                for number, computation in enumerate(_branches(one)):
+                for number, computation in enumerate(branches(one)):
                     yield from block(computation, times, (*branch, f"case {number}"), inside)
             elif one.opcode in ("fusion", "call", "async-start", "call-start"):
                 called = _name(one, "calls") or _name(one, "to_apply")
@@ -225,12 +225,13 @@ def trips(program: Program, loop: Instruction) -> int:
     return max(next(iter(limits.values())), 1) if len(limits) == 1 else 1
 
 
-def _name(one: Instruction, attribute: str) -> str:
-    return one.attribute(attribute).lstrip("%")
-
-
-def _branches(one: Instruction) -> list[str]:
+def branches(one: Instruction) -> list[str]:
+    """The computations that a conditional chooses from; of a boolean one false comes first."""
     listed = one.attribute("branch_computations")
     if listed:
         return re.findall(r"%?([\w.\-]+)", listed)
     return [_name(one, "false_computation"), _name(one, "true_computation")]
+
+
+def _name(one: Instruction, attribute: str) -> str:
+    return one.attribute(attribute).lstrip("%")

@@ -30,7 +30,10 @@ class Inspection(NamedTuple):
     compile_seconds: float | None
 
     def sent(self, branch: tuple[str, ...] = ()) -> int:
-        """Bytes that leave a device in a step that takes this branch, those of every step included."""
+        """Bytes that leave a device in a step that takes this branch, those of every step included.
+
+        As many come in: in a permute and in a ring every device hears as much as it says.
+        """
         return sum(
             one.sent * one.times
             for one in self.transfers
@@ -41,7 +44,7 @@ class Inspection(NamedTuple):
         """Everything, as JSON takes it."""
         return {
             **self._asdict(),
-            "transfers": [one._asdict() for one in self.transfers],
+            "transfers": [{**one._asdict(), "received": one.sent} for one in self.transfers],
         }
 
 
@@ -115,7 +118,7 @@ def table(inspection: Inspection) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     branches = sorted({one.branch for one in inspection.transfers if one.branch})
     facts = {
-        "bytes out per device": ", ".join(
+        "bytes out, as many in": ", ".join(
             [f"{inspection.sent():,} in every step"]
             + [f"{inspection.sent(b):,} in {', '.join(b)}" for b in branches]
         ),

@@ -27,7 +27,7 @@ class Transfer(NamedTuple):
       kind: all_reduce, all_gather, reduce_scatter, all_to_all, collective_permute, ...
       dtype: of its first operand, as HLO writes it.
       bytes: of all its operands: what the algorithm hands over, once.
-      sent: bytes that leave a device: those of a permute; of the others, over a ring.
+      sent: bytes that leave a device: those of a permute; of the others, over a ring. As many come in.
       partners: for a permute the pairs (from, to), else the size of a group and how many there are.
       asynchronous: whether it is started and waited for in two places.
       hidden_operations: compute operations scheduled between the two.

@@ -60,6 +60,7 @@ def inspect(options: argparse.Namespace, rest: list[str]) -> None:
     """Shows what one compiled step sends, computes and needs."""
     import json
 
+    printing.leave_accelerators_alone()
     import jax
 
     from jaxdist import audit, experiment, layout, run_folder, targets
@@ -84,6 +85,7 @@ def plan(options: argparse.Namespace, rest: list[str]) -> None:
     """Predicts the time of a step at scale."""
     import json
 
+    printing.leave_accelerators_alone()
     import jax
 
     from jaxdist import experiment, plan, report, run_folder
@@ -99,15 +101,17 @@ def plan(options: argparse.Namespace, rest: list[str]) -> None:
     flops = plan.gradient_flops(made.task.loss_fn, params, examples)
     rows, missing = [], []
     for workers, layout in layouts.items():
-        methods = {name: method(workers) for name, method in plan.METHODS.items()}
+        methods = {name: (method(workers), False) for name, method in plan.METHODS.items()}
         try:
             own = experiment.read(options.config, [*rest, "--workers", str(workers)]).experiment
-            methods["this config"] = own.algorithm
+            methods["this config"] = own.algorithm, own.overlap
         except ValueError as error:
             missing.append(f"the config itself has no {workers} workers: {error}")
-        for name, method in methods.items():
+        for name, (method, overlap) in methods.items():
             try:
-                found = plan.predict(method, params, layout, flops=flops, utilisation=utilisation)
+                found = plan.predict(
+                    method, params, layout, flops=flops, utilisation=utilisation, overlap=overlap
+                )
             except ValueError as error:
                 missing.append(f"{name}: {error}")
                 continue

@@ -102,3 +102,8 @@ def _raised_in(error: BaseException) -> Path:
     while frame and frame.tb_next:
         frame = frame.tb_next
     return Path(frame.tb_frame.f_code.co_filename) if frame else Path()
+
+
+def leave_accelerators_alone() -> None:
+    """Before JAX is imported, by commands that only compile: nothing is run, and nobody's chip is taken."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")

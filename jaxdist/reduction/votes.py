@@ -13,8 +13,11 @@ from jaxdist.reduction.base import PyTree
 def majority(tree: PyTree) -> PyTree:
     """The sign that most workers' numbers have, +1 or -1; 0 counts as +1, and so does a tie.
 
+    A bit can not say that a number is NaN: a byte beside the bits does, and every number of that leaf
+    is NaN then.
+
     Args:
-      tree: this worker's arrays.
+      tree: this worker's arrays, floating point.
 
     Returns:
       A pytree like `tree`, the same for every worker.
@@ -28,25 +31,29 @@ def majority(tree: PyTree) -> PyTree:
     for x in leaves:
         ballots = (x.ravel() >= 0).astype(jnp.uint8)
         rest = 8 * workers * _ballot_bytes(x) - x.size
-        votes.append(bits.pack(jnp.pad(ballots, (0, rest)), bits=1).reshape(workers, -1))
+        packed = bits.pack(jnp.pad(ballots, (0, rest)), bits=1).reshape(workers, -1)
+        spoiled = jnp.isnan(x).any().astype(jnp.uint8)
+        votes.append(jnp.pad(packed, ((0, 0), (0, 1)), constant_values=spoiled))
     buffers, restore = buckets.pack(votes, leading=1)
     won = []
-    for packed in restore(worker.exchange(buffers)):
+    for rows in restore(worker.exchange(buffers)):
+        packed, spoiled = rows[:, :-1], rows[:, -1]
         ballots = bits.unpack(packed.ravel(), bits=1, size=8 * packed.size).reshape(workers, -1)
-        won.append(
-            bits.pack((2 * ballots.sum(0, dtype=jnp.int32) >= workers).astype(jnp.uint8), bits=1)
-        )
+        most = (2 * ballots.sum(0, dtype=jnp.int32) >= workers).astype(jnp.uint8)
+        won.append(jnp.append(bits.pack(most, bits=1), spoiled.max()))
     buffers, restore = buckets.pack(won)
     results = []
-    for packed, x in zip(restore(worker.gather(buffers)), leaves, strict=True):
+    for rows, x in zip(restore(worker.gather(buffers)), leaves, strict=True):
+        packed, spoiled = rows[:, :-1], rows[:, -1].max() > 0
         positive = bits.unpack(packed.ravel(), bits=1, size=x.size).reshape(x.shape) > 0
-        results.append(jnp.where(positive, jnp.ones((), x.dtype), -jnp.ones((), x.dtype)))
+        signs = jnp.where(positive, jnp.ones((), x.dtype), -jnp.ones((), x.dtype))
+        results.append(jnp.where(spoiled, jnp.full_like(signs, jnp.nan), signs))
     return jax.tree.unflatten(structure, results)
 
 
 def majority_bytes(tree: PyTree) -> int:
     """What `majority` makes one worker hand to the network: a bit a number, and its part once more."""
-    return (worker.count() + 1) * sum(_ballot_bytes(x) for x in jax.tree.leaves(tree))
+    return (worker.count() + 1) * sum(_ballot_bytes(x) + 1 for x in jax.tree.leaves(tree))
 
 
 def _ballot_bytes(x: Any) -> int:

@@ -42,6 +42,10 @@ CASES: dict[str, dict[str, Case]] = {
             make=lambda W: jd.dgc(0.05, ratio=0.4, momentum=0.8),
             twin=lambda W: dict(learning_rate=0.05, momentum=0.8, k=2),
         ),
+        "two of five, velocity kept": Case(
+            make=lambda W: jd.dgc(0.02, ratio=0.4, momentum=0.6, velocity="kept"),
+            twin=lambda W: dict(learning_rate=0.02, momentum=0.6, k=2, masked=False),
+        ),
     },
     "demo": {
         "one of three": Case(

@@ -3,7 +3,7 @@
 import numpy as np
 import optax
 import twins
-from twins.compressed import ef21, error_feedback, exchanged, gathered, scaled_sign, top
+from twins.compressed import ef21, error_feedback, gathered, top
 
 import jaxdist as jd
 from cases.base import Case
@@ -41,9 +41,10 @@ def _streaming(fragments, groups, *, period=6, compressed=(None, None), **option
     turn = period // len(groups)
 
     def sent(t):
-        step = t + 1 + options.get("delay", 0)
+        delay = options.get("delay", 0)
+        step = t + max(delay, 1)  # at which it is applied
         p = (step // turn - 1) % len(groups)
-        return f"case {p + 1 if step % turn == 0 else 0}"
+        return f"case {p + 1 if step > delay and step % turn == 0 else 0}"
 
     return Case(
         make=lambda W: jd.streaming_diloco(
@@ -122,18 +123,18 @@ CASES: dict[str, dict[str, Case]] = {
             ),
             branch=_every(4),
         ),
-        "ef21 of signs": Case(
+        "ef21 of top_k": Case(
             make=lambda W: jd.diloco(
                 optax.sgd(0.1),
                 optax.sgd(0.7),
                 period=2,
-                compressor=jd.compress.ef21(jd.compress.sign()),
+                compressor=jd.compress.ef21(jd.compress.top_k(0.4)),
             ),
             twin=lambda W: dict(
                 inner=twins.sgd(0.1),
                 outer=twins.sgd(0.7),
                 period=2,
-                mean=ef21(exchanged(scaled_sign)),
+                mean=ef21(gathered(top(2))),
             ),
             branch=lambda t: f"case {int((t + 1) % 2 == 0)}",
         ),

@@ -149,11 +149,11 @@ def one_bit_adam(problem, steps, x0, *, learning_rate, warmup_steps, b1, b2, eps
     return trace
 
 
-def dgc(problem, steps, x0, *, learning_rate, momentum, k):
+def dgc(problem, steps, x0, *, learning_rate, momentum, k, masked=True):
     """Deep gradient compression: momentum correction and factor masking. (Lin et al. 2018, Algorithm 4.)
 
-    u_i = m u_i + g_i; v_i += lr u_i; the k largest of v_i are sent, and cleared in v_i and in u_i.
-    Choice: v contains the learning rate, and the mean over workers is taken.
+    u_i = m u_i + g_i; v_i += lr u_i; the k largest of v_i are sent, and cleared in v_i and in u_i (in v_i
+    alone: not masked). Choice: v contains the learning rate, and the mean over workers is taken.
     """
     x = np.array(x0, np.float64)
     U, V = np.zeros((problem.workers, x.size)), np.zeros((problem.workers, x.size))
@@ -162,7 +162,7 @@ def dgc(problem, steps, x0, *, learning_rate, momentum, k):
         U = momentum * U + problem.gradient(t, copies(problem, x))
         V = V + learning_rate * U
         S = each_of(top(k), V)
-        U[S != 0] = 0
+        U[masked & (S != 0)] = 0
         V[S != 0] = 0
         x = x - S.mean(0)
         trace.record(copies(problem, x), x)
