@@ -17,8 +17,8 @@ Seen on 24 November 2026 on 2 CPU cores that other programs kept busy, a state o
                30   in place        0.195    1.40
                30   behind          0.048    1.69
 
-On 25 November 2026 on the same machine, its two cores again busy (a load of 2 to 9), a state of 64 MB, 2 saves
-a round, 5 rounds; the last two rows are one job of two processes, with a worker in each:
+On 25 November 2026 on the same machine, its cores again busy (a load of 2 to 9), a state of 64 MB, 2 saves a
+round, 5 rounds; the last two rows are one job of two processes, with a worker in each:
 
     steps between   kind                      stands (s)   round
                20   in place                       0.164    1.11

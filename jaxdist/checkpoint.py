@@ -137,7 +137,7 @@ def write(
       step: as of `save`.
       ready: what `ready` returned.
       keep: as of `save`.
-      check: called before a step is committed to a URL; raises an OSError if that is not to be.
+      check: called before anything is changed; raises an OSError if that is not to be.
 
     Raises:
       ValueError: as `save`.
@@ -153,6 +153,7 @@ def write(
     cluster.barrier("found", step)
     try:
         if first:
+            check()
             root.mkdir(parents=True, exist_ok=True)
             _clean(root)
             if exists:
@@ -174,6 +175,7 @@ def write(
         if first:
             # It makes room, and whatever it can not do is done by the next save.
             with contextlib.suppress(OSError):
+                check()
                 _clean(root)
         raise OSError(said) from error
     if first and keep is not None:
@@ -182,6 +184,7 @@ def write(
             s for s in steps(root) if s <= step and (root / str(s) / manifest.MANIFEST).exists()
         ]
         for old in mine[:-keep]:
+            check()
             _discard(root / str(old))
     # An upload takes what it takes.
     cluster.barrier("saved", step, seconds=3600.0)
@@ -285,12 +288,14 @@ def _fetched(path: Path, here: Path) -> tuple[dict[str, Any], str]:
 
 
 def _not_saved(root: Path, step: int, arrays: dict[str, Any], error: Exception) -> str:
+    said = f"step {step} was not saved in {root}: {manifest.line(error)}"
+    if store.afar(root):
+        return said
     needed = sum(x.nbytes for x in arrays.values())
-    there = store.free_bytes(root)
-    free = "no one knows how many" if store.afar(root) else f"{there:,}" if root.is_dir() else "no"
+    free = store.free_bytes(root)
     return (
-        f"step {step} was not saved in {root}: {manifest.line(error)}. It needs {needed:,} bytes and there "
-        f"are {free} free; make room and write --resume auto, there are steps {steps(root)}"
+        f"{said}. It needs {needed:,} bytes and there are {'no' if free is None else f'{free:,}'} free; "
+        f"make room and write --resume auto, there are steps {steps(root)}"
     )
 
 

@@ -109,7 +109,9 @@ def _stale(file: Path, say: Callable[[str], None]) -> bool:
 def _read(file: Path) -> dict[str, Any]:
     """What a lock says; empty: there is none, or it says nothing."""
     try:
-        found = json.loads(file.read_bytes()[:10_000])
+        with store.answering():
+            text = file.read_bytes()[:10_000]
+        found = json.loads(text)
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

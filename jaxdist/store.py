@@ -50,11 +50,23 @@ def folder(text: str | os.PathLike[str]) -> Path:
         package = PACKAGES.get(scheme)
         cure = f"write pip install {package}" if package else str(error)
         raise ValueError(f"{text}: nothing here reads {scheme}://; {cure}") from None
-    except (ValueError, NotImplementedError, TypeError) as error:
+    except Exception as error:
+        # No such scheme, no such bucket, no right to it: each package has errors of its own.
         raise ValueError(
             f"{text}: {' '.join(str(error).split())}; write a path, or gs://, s3://, file://"
         ) from None
     return cast(Path, found)
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """Inside, whatever the package of a store raises is an OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def afar(path: Path) -> Any:
@@ -62,6 +74,7 @@ def afar(path: Path) -> Any:
     return None if isinstance(path, Path) else cast(Any, path).fs
 
 
+@answering()
 def write(file: Path, text: str) -> None:
     """Writes a file so that a kill leaves the old text or the new one, and nothing between.
 
@@ -99,6 +112,7 @@ def _renames(fs: Any) -> bool:
     )
 
 
+@answering()
 def create(file: Path, text: str) -> bool:
     """Writes an object that is not there; False: it is.
 
@@ -117,6 +131,7 @@ def create(file: Path, text: str) -> bool:
     return True
 
 
+@answering()
 def upload(here: Path, there: Path, *, last: str, check: Callable[[], None]) -> None:
     """Copies every file of a local folder; the one named `last` when all others are there.
 
@@ -137,6 +152,7 @@ def upload(here: Path, there: Path, *, last: str, check: Callable[[], None]) -> 
             afar(there).put_file(str(file), cast(Any, target).path)
 
 
+@answering()
 def download(there: Path, here: Path, names: list[str]) -> None:
     """Copies files of these names, with slashes, into a local folder."""
     for name in names:
@@ -145,6 +161,7 @@ def download(there: Path, here: Path, names: list[str]) -> None:
         afar(there).get_file(cast(Any, there.joinpath(*name.split("/"))).path, str(target))
 
 
+@answering()
 def remove(folder: Path) -> None:
     """Removes a folder and all in it."""
     if fs := afar(folder):
@@ -153,6 +170,7 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+@answering()
 def move(folder: Path, to: Path) -> None:
     """Gives a folder another name; in a store file by file, for there are no folders."""
     if not (fs := afar(folder)):

@@ -132,13 +132,12 @@ def test_a_kill_while_an_old_step_is_removed_leaves_nothing_behind(url, monkeypa
 
 
 def test_a_store_that_fails_is_said_and_the_older_step_stays(url, monkeypatch):
+    def failing(*given, **named):
+        raise LookupError("quota exceeded")  # a package of a store has errors of its own
+
     checkpoint.save(url, 1, state_of(1))
     with monkeypatch.context() as patch:
-        patch.setattr(
-            type(store.afar(store.folder(url))),
-            "put_file",
-            lambda *given, **named: (_ for _ in ()).throw(OSError("quota exceeded")),
-        )
+        patch.setattr(type(store.afar(store.folder(url))), "put_file", failing)
         with pytest.raises(OSError, match="step 2 was not saved in .*quota exceeded"):
             checkpoint.save(url, 2, state_of(2))
     assert checkpoint.restore(url, state_of(0)).step == 1
@@ -192,10 +191,16 @@ def test_who_was_taken_for_dead_commits_nothing(url, quick):
         saver.save(1, state)
         saver.wait()
         (folder / "lock").write_text(json.dumps({"who": "the other", "token": "x"}))
+        # The other one is in the middle of a save of its own.
+        (folder / "saving").write_text("5")
+        (folder / "5").mkdir(exist_ok=True)
+        (folder / "5" / "half").write_text("")
         saver.save(2, state)
         with pytest.raises(OSError, match="taken over by the other: this run stops"):
             saver.wait()
     assert checkpoint.steps(url) == [1]
+    assert (folder / "saving").read_text() == "5"
+    assert (folder / "5" / "half").exists()
     assert json.loads((folder / "lock").read_text())["token"] == "x"
 
 
