@@ -268,3 +268,26 @@ def test_what_is_not_for_a_url_says_so(capsys, tmp_path):
     ):
         assert cli.main(arguments) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_second_run_is_refused_and_after_a_kill_the_next_goes_on_at_once(tmp_path):
+    config, folder = runs.small(tmp_path), tmp_path / "run"
+    arguments = ["train", config, "--slow", "0.4", "--workdir", f"file://{folder}"]
+    first = runs.start(*arguments)
+    try:
+        saved = folder / "checkpoints" / "7" / "manifest.json"
+        runs.until(saved.exists)
+        code, _, err = runs.ended(runs.start(*arguments))
+        assert code == 2, err
+        assert f"is being written to by process {first.pid} on" in err
+    finally:
+        first.kill()
+        first.communicate()
+    step = checkpoint.steps(f"file://{folder}/checkpoints")[-1]
+    code, out, err = runs.ended(runs.start(*arguments))
+    assert code == 0, err
+    assert f"resuming: step {step} of 40" in out
+    assert "looking for up to" not in out
+    assert [line["step"] for line in runs.lines(folder)] == list(range(1, 41))
