@@ -184,7 +184,6 @@ def test_workers_that_leave_a_process_without_any_are_refused(tmp_path):
         assert "workers=4 leave process 2 of 3 without any" in err
 
 
-@pytest.mark.short
 def test_nan_of_one_worker_ends_both_processes_at_its_step(tmp_path):
     config, port = runs.small(tmp_path), free_port()
     arguments = ["train", config, "--spoiled", 12, "--workdir", tmp_path / "run"]
