@@ -300,22 +300,23 @@ def _not_saved(root: Path, step: int, arrays: dict[str, Any], error: Exception) 
 
 
 def _check_values(leaves: list[tuple[str, Any]]) -> None:
-    checks: list[tuple[str, jax.Array]] = []
+    checks: list[tuple[str, jax.Array, jax.Array]] = []
     for name, x in leaves:
         if not isinstance(x, jax.Array):
             raise ValueError(f"{name} is a {type(x).__name__}, no JAX array; use jnp.asarray")
-        if jnp.issubdtype(x.dtype, jnp.inexact) and x.size:
+        if jnp.issubdtype(x.dtype, jnp.inexact):
             # Infinity is a value that rules start from (the best loss so far).
-            rows = x if name.startswith("local") else x[None]
-            checks.append((name, jnp.isnan(rows).reshape(len(rows), -1).any(1)))
-    found = [(name, np.flatnonzero(stored_arrays.whole(nan))) for name, nan in checks]
-    bad = [
-        f"{name} of worker {rows[0]}" if name.startswith("local") else name
-        for name, rows in found
-        if len(rows)
-    ]
-    if bad:
+            checks.append((name, x, jnp.isnan(x).any()))
+    if bad := [f"{name}{_whose(name, x)}" for name, x, nan in checks if bool(nan)]:
         raise FloatingPointError(f"not saved, there is NaN in: {', '.join(bad)}")
+
+
+def _whose(name: str, x: jax.Array) -> str:
+    """Which worker has NaN, of what each keeps for itself in a `State`."""
+    if not name.startswith("local"):
+        return ""
+    rows = jnp.isnan(x).reshape(len(x), -1).any(1)
+    return f" of worker {np.flatnonzero(stored_arrays.whole(rows))[0]}"
 
 
 def _as_json(extra: dict[str, Any] | None) -> dict[str, Any]:

@@ -289,6 +289,13 @@ def test_nan_is_not_saved_and_infinity_is(two_steps, tmp_path, dtype):
     assert checkpoint.restore(tmp_path / "run", state).state.shared["w"][1, 1] == np.inf
 
 
+def test_nan_of_one_worker_is_named_with_it(tmp_path):
+    state = placed(state_of(), jax.devices()[:8])
+    kept = state.local[0].at[5, 2].set(np.nan)
+    with pytest.raises(FloatingPointError, match=r"NaN in: local\[0\] of worker 5$"):
+        checkpoint.save(tmp_path, 1, state._replace(local=(kept, *state.local[1:])))
+
+
 @pytest.mark.parametrize(
     "extra", [{"a": float("nan")}, {"a": {1}}, {1: 2}, {"a": (1,)}, [1], {"a": "x" * 2**24}]
 )
