@@ -313,7 +313,7 @@ def _check_values(leaves: list[tuple[str, Any]]) -> None:
 
 def _whose(name: str, x: jax.Array) -> str:
     """Which worker has NaN, of what each keeps for itself in a `State`."""
-    if not name.startswith("local"):
+    if not name.startswith("local") or not x.ndim:
         return ""
     rows = jnp.isnan(x).reshape(len(x), -1).any(1)
     return f" of worker {np.flatnonzero(stored_arrays.whole(rows))[0]}"
