@@ -27,7 +27,7 @@ from pathlib import Path
 import optax
 
 import jaxdist as jd
-from jaxdist import status
+from jaxdist import peers, status
 
 METHODS = ("all_reduce", "local_sgd", "gossip", "diloco")
 STARTING = ("start", "read", "init", "restore", "compile")
@@ -78,7 +78,7 @@ def launched(
 
 def victims(folder: Path, life: int) -> list[dict]:
     """The processes of this life of the job that have said something."""
-    return [one for one in status.read(folder) if one["restarts"] == life]
+    return [one for one in peers.read(folder) if one["restarts"] == life]
 
 
 def fire(
@@ -90,7 +90,7 @@ def fire(
     due: dict[int, float] = {}  # for each life, counted from its first step
     while process.poll() is None:
         time.sleep(0.1)
-        for one in status.read(folder):
+        for one in peers.read(folder):
             if one["process"] == 0:
                 last[one["restarts"]] = one
         life = max(last, default=0)
