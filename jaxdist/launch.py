@@ -165,9 +165,11 @@ def _frozen(child: subprocess.Popen[bytes], found: frozen.Frozen) -> End:
         child.send_signal(watchdog.STACKS)
         time.sleep(STACKS_SECONDS)
     why = "stopped by a signal" if stopped else "see the stacks above"
-    where = f"in phase {found.phase} of step {found.step}" if found.phase else "before it began"
+    where = (
+        f"last seen in phase {found.phase} of step {found.step}" if found.phase else "never seen"
+    )
     silent = f"no sign of life for {found.seconds:.0f} s"
-    cause = f"process {found.process} is frozen {where}: {silent}, {why}"
+    cause = f"process {found.process} is frozen, {where}: {silent}, {why}"
     return End(fail_fast.STUCK, cause, True)
 
 

@@ -3,7 +3,6 @@
 A program that only one of them starts would exchange with whatever the others are in, or wait for ever.
 """
 
-import time
 from pathlib import Path
 
 from jaxdist import cluster, peers, watchdog
@@ -29,13 +28,12 @@ def meet(phase: str, step: int, *, folder: Path) -> None:
             raise
         mine = cluster.place()[0]
         others = [
-            f"process {one['process']} is in phase {one['phase']} of step {one['step']}"
-            f", {time.time() - one['time']:.0f} s ago"
+            f"process {one['process']} is {peers.place(one['phase'], one['step'])}"
             for one in peers.read(folder)
             if one["process"] != mine
         ]
         raise RuntimeError(
-            f"process {mine} has waited {seconds:.0f} s in phase {phase} of step {step} for the others: "
+            f"process {mine} has waited {seconds:.0f} s, {peers.place(phase, step)}, for the others: "
             f"{'; '.join(others) or 'they have said nothing'}: expected all at one step; look for what "
             "the config does in one process only"
         ) from None

@@ -73,7 +73,17 @@ def _keepers(
         elif one["phase"] == "data":
             yield f"waiting for data: {who}"
         elif (one["phase"], one["step"]) != (mine["phase"], mine["step"]):
-            yield f"waiting for {who}, {DOES.get(one['phase'], one['phase'])} at step {one['step']}"
+            yield f"waiting for {who}, {place(one['phase'], one['step'])}"
+
+
+def place(phase: str, step: int) -> str:
+    """Where a process is, in words.
+
+    >>> place("data", 7), place("save", 7)
+    ('in step 8', 'saving the checkpoint after step 7')
+    """
+    inside = phase in ("data", "compile", "step")
+    return f"in step {step + 1}" if inside else f"{DOES.get(phase, phase)} after step {step}"
 
 
 def slow(one: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -39,7 +39,7 @@ def rows(folder: Path, *, now: float | None = None) -> Iterator[tuple[str, str]]
     if last and last != "start":
         yield "supervisor", f"{last}: {events[-1].get('cause', '')}"
     if processes:
-        slowest = min(processes, key=lambda one: one["step"])
+        slowest = min(processes, key=lambda one: (one["step"], one["phase"] in peers.MEETING))
         yield "phase", slowest["phase"]
         yield "step", f"{slowest['step']}{_of(folder)}"
         yield "steps a second", f"{slowest['steps_per_second']:.1f}"

@@ -23,7 +23,7 @@ from jaxdist import fail_fast, fault_plan, peers
 
 QUIET_SECONDS = 10.0
 TICK_SECONDS, LOOK_SECONDS = 0.02, 0.5
-PATIENCE_SECONDS = 900.0
+PATIENCE_SECONDS, WAITING_SECONDS = 900.0, 10.0
 PATIENCE = "JAXDIST_PATIENCE_SECONDS"
 # A process whose thread is silent for so long is frozen: stopped, or held inside a library.
 FROZEN_SECONDS = 30.0
@@ -164,7 +164,9 @@ def watching(
             if several():
                 # This one needs no interpreter lock, which a stuck extension may hold.
                 faulthandler.dump_traceback_later(patience + FROZEN_SECONDS, exit=True, file=2)
-                if line["lasted"] > patience:
+                # Who only waits in an exchange leaves later: the stacks of the other one say why.
+                later = WAITING_SECONDS if line["phase"] in peers.MEETING else 0.0
+                if line["lasted"] > patience + later:
                     say(f"stuck in phase {line['phase']} for {line['lasted']:.0f} s; all stacks:")
                     faulthandler.dump_traceback(file=2, all_threads=True)
                     os._exit(fail_fast.STUCK)
