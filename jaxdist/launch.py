@@ -82,7 +82,7 @@ def launch(
         failures, restarts, saved, before = 0, 0, newest(folder), None
         while True:
             event("start", restarts=restarts, step=saved)
-            end = _life(command, folder, processes, devices_per_process, restarts, came)
+            end = _life(command, folder, processes, devices_per_process, restarts, came, event)
             step = newest(folder)
             word = "stopped" if came else "failed" if end.code else "done"
             event(word, cause=end.cause, step=step, restarts=restarts)
@@ -106,15 +106,30 @@ def launch(
                 f"jaxdist launch: {end.cause}; restart {restarts} from "
                 f"{f'step {step}' if step >= 0 else 'the beginning'} in {pause:.1f} s",
             )
-            until = time.monotonic() + pause
-            while time.monotonic() < until and not came:
-                time.sleep(LOOK_SECONDS)
+            _rest(pause, came)
             if came:
                 return 128 + came[0]
 
 
+def _rest(seconds: float, came: list[int]) -> None:
+    """Waits, unless a signal comes; not in silence."""
+    said = now = time.monotonic()
+    until = now + seconds
+    while (now := time.monotonic()) < until and not came:
+        if now - said >= watchdog.QUIET_SECONDS:
+            said = now
+            _say(f"jaxdist launch: {until - now:.0f} s to the restart")
+        time.sleep(LOOK_SECONDS)
+
+
 def _life(
-    command: Sequence[str], folder: Path, processes: int, devices: int, life: int, came: list[int]
+    command: Sequence[str],
+    folder: Path,
+    processes: int,
+    devices: int,
+    life: int,
+    came: list[int],
+    event: Callable[..., None],
 ) -> End:
     """Starts all processes, waits for all or for the first that fails, and leaves none."""
     with contextlib.suppress(OSError):
@@ -125,7 +140,7 @@ def _life(
             for process in range(processes):
                 given = _environment(process, processes, devices, life, port, errors)
                 children.append(_start(command, given))
-            return _wait(children, folder, Path(errors), came)
+            return _wait(children, folder, Path(errors), came, event)
         finally:
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
@@ -134,7 +149,11 @@ def _life(
 
 
 def _wait(
-    children: list[subprocess.Popen[bytes]], folder: Path, errors: Path, came: list[int]
+    children: list[subprocess.Popen[bytes]],
+    folder: Path,
+    errors: Path,
+    came: list[int],
+    event: Callable[..., None],
 ) -> End:
     passed = 0
     # Who waits less for a phase waits less for a sign of life as well.
@@ -149,6 +168,9 @@ def _wait(
             for child in children:
                 # JAX hears this one, and all of them stop at the same step.
                 child.send_signal(signal.SIGTERM)
+            name = signal.Signals(came[-1]).name
+            event("stopping", cause=name)
+            _say(f"jaxdist launch: {name}: saving, then stopping; once more to stop at once")
         if all(code == 0 for code in codes):
             return End(0, "done", False)
         if any(codes):

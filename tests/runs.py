@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
+STARTED: list[subprocess.Popen[str]] = []
 
 # A task of its own, so that a test can spoil a batch; adam and momentum, so that there is memory.
 SMALL = '''"""Four workers fit a plane."""
@@ -86,7 +87,7 @@ def start(*arguments: str, terminal: int | None = None, **more: str) -> subproce
         seat = f"os.setsid(); fcntl.ioctl({terminal}, termios.TIOCSCTTY, 0)"
         code = f"import fcntl, os, termios; {seat}; {code}"
     keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
         env={**keep, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **more},
@@ -96,6 +97,8 @@ def start(*arguments: str, terminal: int | None = None, **more: str) -> subproce
         stderr=subprocess.PIPE,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def lines(folder: Path) -> list[dict]:
