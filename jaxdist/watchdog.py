@@ -141,7 +141,9 @@ def watching(
         return f"{words} ({line['lasted']:.0f} s) ...{who_came and f' {who_came}'}"
 
     def look() -> None:
+        quiet = QUIET_SECONDS - 2 * LOOK_SECONDS
         said = looked = at = began
+        warned = began - quiet
         past, late, in_data, rate = 0, 0.0, 0.0, 0.0
         shares: dict[str, float] = {}
         while not over.is_set():
@@ -170,12 +172,14 @@ def watching(
                     say(f"stuck in phase {line['phase']} for {line['lasted']:.0f} s; all stacks:")
                     faulthandler.dump_traceback(file=2, all_threads=True)
                     os._exit(fail_fast.STUCK)
-            if instant - said >= QUIET_SECONDS - 2 * LOOK_SECONDS:
+            # Everybody says what takes long; of what goes well the first one speaks for all.
+            if line["lasted"] >= quiet and instant - warned >= quiet:
+                said = warned = instant
+                say(waiting(line))
+            elif instant - said >= quiet and who()[0] == 0 and not sys.stderr.isatty():
                 said = instant
-                if line["lasted"] >= QUIET_SECONDS / 2:
-                    say(waiting(line))
-                elif who()[0] == 0 and not sys.stderr.isatty():
-                    say(f"{rate:.1f} steps a second")
+                going = f"{rate:.1f} steps a second"
+                say(waiting(line) if line["lasted"] >= QUIET_SECONDS / 2 else going)
 
     def follow(folder: Path) -> None:
         if folder in folders:

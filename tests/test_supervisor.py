@@ -1,6 +1,7 @@
 """What a supervisor makes of exit codes and of what the processes told, without starting any."""
 
 import json
+import os
 import signal
 import socket
 
@@ -100,3 +101,15 @@ def test_of_several_processes_the_first_one_looks_into_the_folder_for_all(tmp_pa
     monkeypatch.setattr(run_folder.cluster, "everyone", lambda name, value: ["no room", value])
     with pytest.raises(ValueError, match="no room"):
         run_folder.check(tmp_path, keywords={}, source="")
+
+
+def test_a_lock_whose_owner_is_gone_is_taken_over(tmp_path):
+    (tmp_path / "status").mkdir()
+    for lock in (tmp_path / "lock", tmp_path / "status" / "supervisor.lock"):
+        lock.write_text("process 4194304 on a host that is gone\n")
+    with launch._alone(tmp_path), run_folder.locked(tmp_path):
+        own = (tmp_path / "lock").read_text()
+        assert own == (tmp_path / "status" / "supervisor.lock").read_text()
+        assert own.startswith(f"process {os.getpid()} on ")
+        with pytest.raises(ValueError, match=rf"written to by process {os.getpid()} on "):
+            run_folder.locked(tmp_path).__enter__()
