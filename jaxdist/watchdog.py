@@ -193,6 +193,7 @@ def watching(
     thread = threading.Thread(target=look, name="watchdog", daemon=True)
     thread.start()
     try:
+        fault_plan.meet(plan, who()[0], "start", 0)
         yield Watch(enter, follow, lambda: (now["phase"], now["step"]))
     finally:
         over.set()
