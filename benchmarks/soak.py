@@ -223,8 +223,6 @@ def main(arguments: list[str] | None = None) -> int:
     if options.minutes:
         options.every = options.every or 30.0
         options.kills = int(options.minutes * 60 / options.every / len(options.methods))
-    # Not the end of the process at once: first that of what it has started.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="jaxdist-soak-") as room:
         for method in options.methods:
@@ -238,4 +236,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # A signal first ends what this has started. Where a shell starts it in the background, SIGINT is ignored,
+    # which this undoes.
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())
