@@ -70,6 +70,8 @@ def _agree(name: str, refused: ValueError | None) -> None:
 
 def _check_shared(folder: Path) -> None:
     """Refuses hosts that do not see the folder of the first process."""
+    if cluster.place()[1] == 1:
+        return
     sees = cluster.everyone("folder", (folder / LOCK).exists())
     if not all(sees):
         blind = ", ".join(str(process) for process, seen in enumerate(sees) if not seen)
