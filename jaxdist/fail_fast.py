@@ -16,6 +16,7 @@ from typing import NoReturn
 
 INTERRUPTED = 130
 FAILED = 70  # the exit code after an error that nobody foresaw
+STUCK = 75  # of a process that waited too long
 REFUSED = (1, 2)  # every process refuses the same
 ERRORS = "JAXDIST_ERRORS"  # where a supervisor looks for errors
 ERROR = "error.json"
