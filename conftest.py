@@ -4,6 +4,7 @@ It stands at the root of the tree so that the doctests in `jaxdist/` run under i
 """
 
 import os
+import sys
 
 # All of this must be in the environment before JAX is imported, in every pytest-xdist worker too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -50,6 +51,16 @@ def standard_promotion():
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     yield
     jax.config.update("jax_numpy_dtype_promotion", before)
+
+
+@pytest.fixture(autouse=True)
+def no_process_outlives_its_test():
+    """Ends what a test that failed has started (`tests/runs.py`)."""
+    yield
+    for process in getattr(sys.modules.get("runs"), "STARTED", ()):
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ file is its own config: `jaxdist train benchmarks/soak.py --method gossip`.
 """
 
 import argparse
+import contextlib
 import hashlib
 import itertools
 import json
@@ -22,12 +23,13 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import optax
 
 import jaxdist as jd
-from jaxdist import status
+from jaxdist import peers, status
 
 METHODS = ("all_reduce", "local_sgd", "gossip", "diloco")
 STARTING = ("start", "read", "init", "restore", "compile")
@@ -61,24 +63,30 @@ def keywords(options: argparse.Namespace, method: str) -> dict[str, object]:
     return {"method": method, **named}
 
 
+@contextlib.contextmanager
 def launched(
     options: argparse.Namespace, method: str, folder: Path, log: Path
-) -> subprocess.Popen[bytes]:
-    """`jaxdist launch` of this file."""
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Inside, `jaxdist launch` of this file runs; it is gone afterwards, and its processes with it."""
     command = [sys.executable, "-m", "jaxdist", "launch", "--processes", str(options.processes)]
     command += ["--max-restarts", "1000", "--", "train", __file__, "--workdir", str(folder)]
     for name, value in keywords(options, method).items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     root = str(Path(jd.__file__).parents[1])
     with log.open("ab") as said:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, stdout=said, stderr=said, env={**os.environ, "PYTHONPATH": root}
         )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def victims(folder: Path, life: int) -> list[dict]:
     """The processes of this life of the job that have said something."""
-    return [one for one in status.read(folder) if one["restarts"] == life]
+    return [one for one in peers.read(folder) if one["restarts"] == life]
 
 
 def fire(
@@ -90,7 +98,7 @@ def fire(
     due: dict[int, float] = {}  # for each life, counted from its first step
     while process.poll() is None:
         time.sleep(0.1)
-        for one in status.read(folder):
+        for one in peers.read(folder):
             if one["process"] == 0:
                 last[one["restarts"]] = one
         life = max(last, default=0)
@@ -167,18 +175,16 @@ def soak(options: argparse.Namespace, method: str, room: Path) -> dict:
     draw = random.Random(options.seed)
     calm, folder = room / f"{method}-calm", room / f"{method}-fire"
     began = time.monotonic()
-    if launched(options, method, calm, room / "log").wait():
-        raise SystemExit(f"the undisturbed run failed: {(room / 'log').read_text()[-2000:]}")
+    with launched(options, method, calm, room / "log") as process:
+        if process.wait():
+            raise SystemExit(f"the undisturbed run failed: {(room / 'log').read_text()[-2000:]}")
     undisturbed = time.monotonic() - began
     began = time.monotonic()
-    process = launched(options, method, folder, room / "log")
-    try:
+    with launched(options, method, folder, room / "log") as process:
         kills, last = fire(options, process, folder, draw)
-    finally:
-        process.kill()  # its processes go with it
-    wall = time.monotonic() - began
-    if process.wait():
-        raise SystemExit(f"the run under fire failed: {(room / 'log').read_text()[-2000:]}")
+        wall = time.monotonic() - began
+        if process.wait():
+            raise SystemExit(f"the run under fire failed: {(room / 'log').read_text()[-2000:]}")
     seconds = causes(status.supervisor(folder), last)
     back = sorted(kill["seconds"] for kill in kills if "seconds" in kill)
     return {
@@ -230,4 +236,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # A signal first ends what this has started. Where a shell starts it in the background, SIGINT is ignored,
+    # which this undoes.
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

@@ -4,18 +4,26 @@ The coordinator's key-value store and barriers work before there is a device, on
 limit each. Its client is not public in JAX; `client` is the only place that names it.
 """
 
+import contextlib
 import json
 import os
 import socket
+import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from jax._src import distributed
 
+from jaxdist import connections, fail_fast
+
 LOOPBACK = ("127.", "localhost", "[::1]")
 SECONDS = 600.0  # how long others are waited for
+START_SECONDS, CURE_SECONDS = 300, 30
+CURE = "start the same command once for each process (on TPU VMs: --worker=all)"
 ADDRESS, START = "JAX_COORDINATOR_ADDRESS", "JAXDIST_START_SECONDS"
 # How often a name was used: all processes use the same names in the same order.
 _used: Counter[str] = Counter()
@@ -33,22 +41,25 @@ def join() -> bool:
 
     Raises:
       ValueError: one of these variables is no number, or the coordinator's port is in use.
-      RuntimeError: from JAX, if the others can not be reached in that time.
+
+    If not all are there in that time the process ends, with a line that says how many are: JAX would
+    abort it.
     """
     given = os.environ.get(ADDRESS, "")
     mine = _number("JAX_PROCESS_ID")
-    seconds = _number(START)
+    seconds = _number(START) or START_SECONDS
     if mine == 0 and given.startswith(LOOPBACK):
         _check_free(given)
     try:
-        jax.distributed.initialize(
-            # JAX itself reads the address from the environment, but not these two.
-            num_processes=_number("JAX_NUM_PROCESSES"),
-            process_id=mine,
-            coordinator_bind_address=given if given.startswith(LOOPBACK) else None,
-            initialization_timeout=300 if seconds is None else seconds,
-            shutdown_timeout_seconds=60,
-        )
+        with _ending_after(seconds):
+            jax.distributed.initialize(
+                # JAX itself reads the address from the environment, but not these two.
+                num_processes=_number("JAX_NUM_PROCESSES"),
+                process_id=mine,
+                coordinator_bind_address=given if given.startswith(LOOPBACK) else None,
+                initialization_timeout=seconds + 60,
+                shutdown_timeout_seconds=60,
+            )
     except (ValueError, RuntimeError) as error:
         # Nobody to join; or this process has used JAX already, and so is on its own.
         alone = "coordinator_address should be defined", "must be called before any JAX"
@@ -75,6 +86,53 @@ def place() -> tuple[int, int]:
     """The number of this process and how many there are, without looking for devices."""
     state = distributed.global_state
     return (0, 1) if state.client is None else (state.process_id, state.num_processes)
+
+
+def expected() -> tuple[int, int]:
+    """As `place`; before this process joins, what the environment says of it."""
+    if distributed.global_state.client is None and os.environ.get(ADDRESS):
+        count = _number("JAX_NUM_PROCESSES") or 1
+        return min(_number("JAX_PROCESS_ID") or 0, count - 1), count
+    return place()
+
+
+def joining() -> str:
+    """How many have joined so far, as the connections of this host show it; empty: it can not be seen."""
+    mine, count = place()
+    _, _, port = (distributed.global_state.coordinator_address or "").rpartition(":")
+    if count == 1 or not port.isdecimal():
+        return ""
+    if mine == 0:
+        there = connections.joined(int(port))
+        return f"{len(there)} of {count} processes connected ({', '.join(sorted(there)) or 'none'})"
+    if connections.reaches(int(port)):
+        return "connected to process 0, which waits for others"
+    return f"nobody answers at {distributed.global_state.coordinator_address}, where process 0 should be"
+
+
+@contextlib.contextmanager
+def _ending_after(seconds: int) -> Iterator[None]:
+    """Ends the process if this takes longer; after a while it says how to be more than one."""
+    begun = time.monotonic()
+    over = threading.Event()
+
+    def look() -> None:
+        for limit in sorted({min(CURE_SECONDS, seconds), seconds}):
+            if over.wait(begun + limit - time.monotonic()):
+                return
+            mine = place()[0]
+            came = joining() or "nobody has come"
+            print(f"[process {mine}] {came} in {limit} s: {CURE}", file=sys.stderr, flush=True)
+        # Under a supervisor it may come in the next life.
+        os._exit(fail_fast.STUCK if fail_fast.supervised() else 2)
+
+    thread = threading.Thread(target=look, name="joining", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def everyone(name: str, value: Any, *, seconds: float = SECONDS) -> list[Any]:

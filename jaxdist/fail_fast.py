@@ -18,6 +18,7 @@ INTERRUPTED = 130
 FAILED = 70  # the exit code after an error that nobody foresaw
 NOTHING_INTACT = 3  # there are checkpoints, and none can be believed
 NO_ROOM = 74  # the disk is full, or gone
+STUCK = 75  # of a process that waited too long
 REFUSED = (1, 2, NOTHING_INTACT, NO_ROOM)  # another try would only say the same: a line is enough
 ERRORS = "JAXDIST_ERRORS"  # where a supervisor looks for errors
 ERROR = "error.json"

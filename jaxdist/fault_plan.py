@@ -4,9 +4,11 @@
 
 `ACTION:PROCESS@PHASE=STEP` happens when that process enters that phase of that step, in the first
 life of the job; after `/K` stands another life (the number of restarts before it), `/*` is every life.
-Without JAXDIST_TEST_FAULTS=1 the plan is not even read.
+kill, stop and term are signals, raise is an error, hang waits for ever, and hold does so in a library that
+lets no other thread run. Without JAXDIST_TEST_FAULTS=1 the plan is not even read.
 """
 
+import ctypes
 import os
 import re
 import signal
@@ -14,7 +16,7 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
-ACTIONS = ("kill", "stop", "hang", "raise", "term")
+ACTIONS = ("kill", "stop", "hang", "hold", "raise", "term")
 PLAN, ALLOWED, RESTARTS = "JAXDIST_FAULT_PLAN", "JAXDIST_TEST_FAULTS", "JAXDIST_RESTARTS"
 
 
@@ -82,7 +84,10 @@ def meet(plan: tuple[Fault, ...], process: int, phase: str, step: int) -> None:
             continue
         if fault.action == "raise":
             raise RuntimeError(f"a fault of the plan, in phase {phase} of step {step}")
-        if fault.action == "hang":
-            time.sleep(1e6)
+        while fault.action == "hang":
+            time.sleep(1000)
+        while fault.action == "hold":
+            # As a library that never lets go of the interpreter: no other thread of Python runs.
+            ctypes.PyDLL(None).sleep(1000)
         number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
         os.kill(os.getpid(), number[fault.action])

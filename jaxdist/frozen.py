@@ -4,15 +4,33 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from jaxdist import watchdog
+from jaxdist import peers, watchdog
 
-FROZEN_SECONDS = 30.0
+# From the start of a process to its first sign of life: to import JAX on a busy host.
+BEGIN_SECONDS = 60.0
+
+
+class Frozen(NamedTuple):
+    """A process that gives no sign of life.
+
+    Attributes:
+      process: its number.
+      phase: what it was doing; empty: it has never said anything.
+      step: of which step.
+      seconds: for how long it has been silent.
+    """
+
+    process: int
+    phase: str
+    step: int
+    seconds: float
 
 
 def watcher(
-    folder: Path, pids: Sequence[int], *, seconds: float = FROZEN_SECONDS
-) -> Callable[[], int | None]:
+    folder: Path, pids: Sequence[int], *, seconds: float = watchdog.FROZEN_SECONDS
+) -> Callable[[], Frozen | None]:
     """Makes `look()` -> the first process whose status has not changed for so long; None: none.
 
     A process writes its status twice a second whatever its loop does (`jaxdist/watchdog.py`). Time is
@@ -23,23 +41,34 @@ def watcher(
       pids: of the processes, in their order. A status that another one wrote is no sign.
       seconds: how long is too long.
     """
+    begun = time.monotonic()
     seen: dict[int, tuple[float, float]] = {}
 
-    def look() -> int | None:
+    def look() -> Frozen | None:
         for process, pid in enumerate(pids):
             try:
-                status = json.loads(
-                    (folder / watchdog.STATUS / f"{process}.json").read_text("utf-8")
-                )
+                status = json.loads((folder / peers.STATUS / f"{process}.json").read_text("utf-8"))
             except (OSError, ValueError):
-                continue  # it has not got so far
-            if status["pid"] != pid or status["phase"] == "end":
+                status: dict[str, Any] = {"pid": None}
+            if status["pid"] != pid:
+                if time.monotonic() - begun > seconds + BEGIN_SECONDS and process not in seen:
+                    return Frozen(process, "", 0, seconds + BEGIN_SECONDS)
+                continue
+            if status["phase"] == "end":
                 continue
             written, since = seen.get(process, (0.0, 0.0))
             if written != status["time"]:
                 seen[process] = status["time"], time.monotonic()
             elif time.monotonic() - since > seconds:
-                return process
+                return Frozen(process, status["phase"], status["step"], seconds)
         return None
 
     return look
+
+
+def stopped(pid: int) -> bool:
+    """Whether a signal has stopped a process of this host."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+    except OSError:
+        return False

@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdist import fail_fast, fault_plan, frozen, watchdog
+from jaxdist import fail_fast, fault_plan, frozen, peers, watchdog
 
 EVENTS = "supervisor.jsonl"
 LOCK = "supervisor.lock"
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 60.0
 LOOK_SECONDS = 0.05
+STACKS_SECONDS = 0.5  # to write them down
 # After a refusal the others say the same; after anything else they would only say that somebody left.
 REFUSAL_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
@@ -81,7 +82,7 @@ def launch(
         failures, restarts, saved, before = 0, 0, newest(folder), None
         while True:
             event("start", restarts=restarts, step=saved)
-            end = _life(command, folder, processes, devices_per_process, restarts, came)
+            end = _life(command, folder, processes, devices_per_process, restarts, came, event)
             step = newest(folder)
             word = "stopped" if came else "failed" if end.code else "done"
             event(word, cause=end.cause, step=step, restarts=restarts)
@@ -105,26 +106,41 @@ def launch(
                 f"jaxdist launch: {end.cause}; restart {restarts} from "
                 f"{f'step {step}' if step >= 0 else 'the beginning'} in {pause:.1f} s",
             )
-            until = time.monotonic() + pause
-            while time.monotonic() < until and not came:
-                time.sleep(LOOK_SECONDS)
+            _rest(pause, came)
             if came:
                 return 128 + came[0]
 
 
+def _rest(seconds: float, came: list[int]) -> None:
+    """Waits, unless a signal comes; not in silence."""
+    said = now = time.monotonic()
+    until = now + seconds
+    while (now := time.monotonic()) < until and not came:
+        if now - said >= watchdog.QUIET_SECONDS:
+            said = now
+            _say(f"jaxdist launch: {until - now:.0f} s to the restart")
+        time.sleep(LOOK_SECONDS)
+
+
 def _life(
-    command: Sequence[str], folder: Path, processes: int, devices: int, life: int, came: list[int]
+    command: Sequence[str],
+    folder: Path,
+    processes: int,
+    devices: int,
+    life: int,
+    came: list[int],
+    event: Callable[..., None],
 ) -> End:
     """Starts all processes, waits for all or for the first that fails, and leaves none."""
     with contextlib.suppress(OSError):
         (folder / fail_fast.ERROR).unlink()
-    with tempfile.TemporaryDirectory(prefix="jaxdist-") as errors:
-        port, children = _free_port(), []
+    with tempfile.TemporaryDirectory(prefix="jaxdist-") as errors, _port() as port:
+        children = []
         try:
             for process in range(processes):
                 given = _environment(process, processes, devices, life, port, errors)
                 children.append(_start(command, given))
-            return _wait(children, folder, Path(errors), came)
+            return _wait(children, folder, Path(errors), came, event)
         finally:
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
@@ -133,10 +149,16 @@ def _life(
 
 
 def _wait(
-    children: list[subprocess.Popen[bytes]], folder: Path, errors: Path, came: list[int]
+    children: list[subprocess.Popen[bytes]],
+    folder: Path,
+    errors: Path,
+    came: list[int],
+    event: Callable[..., None],
 ) -> End:
     passed = 0
-    look = frozen.watcher(folder, [child.pid for child in children])
+    # Who waits less for a phase waits less for a sign of life as well.
+    patience = min(watchdog.FROZEN_SECONDS, watchdog.patience_seconds())
+    look = frozen.watcher(folder, [child.pid for child in children], seconds=patience)
     while True:
         codes = [child.poll() for child in children]
         if len(came) > passed:
@@ -146,14 +168,31 @@ def _wait(
             for child in children:
                 # JAX hears this one, and all of them stop at the same step.
                 child.send_signal(signal.SIGTERM)
+            name = signal.Signals(came[-1]).name
+            event("stopping", cause=name)
+            _say(f"jaxdist launch: {name}: saving, then stopping; once more to stop at once")
         if all(code == 0 for code in codes):
             return End(0, "done", False)
         if any(codes):
             return _end(children, codes, errors, came)
-        if (process := look()) is not None:
-            silence = f"no sign of life for {frozen.FROZEN_SECONDS:.0f} s"
-            return End(watchdog.STUCK, f"process {process} is frozen: {silence}", True)
+        if found := look():
+            return _frozen(children[found.process], found)
         time.sleep(LOOK_SECONDS)
+
+
+def _frozen(child: subprocess.Popen[bytes], found: frozen.Frozen) -> End:
+    """Lets a frozen process show where it is, if it can: one that is stopped can not."""
+    stopped = frozen.stopped(child.pid)
+    if not stopped:
+        child.send_signal(watchdog.STACKS)
+        time.sleep(STACKS_SECONDS)
+    why = "stopped by a signal" if stopped else "see the stacks above"
+    where = (
+        f"last seen in phase {found.phase} of step {found.step}" if found.phase else "never seen"
+    )
+    silent = f"no sign of life for {found.seconds:.0f} s"
+    cause = f"process {found.process} is frozen, {where}: {silent}, {why}"
+    return End(fail_fast.STUCK, cause, True)
 
 
 def _end(
@@ -174,7 +213,8 @@ def _end(
         return End(128 + number, f"process {process} died of {signal.Signals(number).name}", True)
     # Whatever is told after the first error may follow from it.
     first = told[0]["code"] if told else bad[0][1]
-    if first in fail_fast.REFUSED:
+    # Python ends with 1 after errors that nobody could tell.
+    if first in fail_fast.REFUSED and (told or first != 1):
         until = time.monotonic() + REFUSAL_SECONDS
         while time.monotonic() < until and any(child.poll() is None for child in children):
             time.sleep(LOOK_SECONDS)
@@ -186,7 +226,7 @@ def _end(
         same = error["type"], error["message"], error["phase"], error["step"]
         return End(error["code"], cause, True, fail_fast.tagged(error), same)
     process, code = bad[0]
-    stuck = " (stuck, see the stacks above)" if code == watchdog.STUCK else ""
+    stuck = " (stuck, see the stacks above)" if code == fail_fast.STUCK else ""
     return End(abs(code), f"process {process} ended with code {code}{stuck}", True)
 
 
@@ -232,9 +272,18 @@ def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Po
     )
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+@contextlib.contextmanager
+def _port() -> Iterator[int]:
+    """A port of the loopback address that nobody is given before the coordinator listens there.
+
+    It is bound here and not listened on: another program that asks the kernel for any port never gets
+    it, and the coordinator, which shares ports as gRPC does, does.
+    """
+    with socket.socket() as held:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            held.setsockopt(socket.SOL_SOCKET, option, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 def newest(folder: Path) -> int:
@@ -247,7 +296,7 @@ def newest(folder: Path) -> int:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[Callable[..., None]]:
     """Holds the folder for this supervisor; yields what writes its events there."""
-    status = folder / watchdog.STATUS
+    status = folder / peers.STATUS
     try:
         status.mkdir(parents=True, exist_ok=True)
         handle = os.open(status / LOCK, os.O_RDWR | os.O_CREAT, 0o600)

@@ -31,7 +31,7 @@ import jax
 from jaxdist import cluster, lease, store
 from jaxdist.fail_fast import ERROR
 from jaxdist.manifest import JSON_BYTES
-from jaxdist.watchdog import STATUS
+from jaxdist.peers import STATUS
 
 LOCK = lease.LOCK
 RECORD = "experiment.json"
@@ -66,10 +66,8 @@ def locked(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Call
                 check = held.enter_context(lock)
             except ValueError as error:
                 refused = error
-        if cluster.place()[1] > 1:
-            _agree(folder, refused)
-        elif refused:
-            raise refused
+        _agree("lock", refused)
+        _check_shared(folder)
         yield check
 
 
@@ -77,10 +75,18 @@ def _nothing() -> None:
     """The kernel does not take back a lock."""
 
 
-def _agree(folder: Path, refused: ValueError | None) -> None:
-    """All processes hear what the first one was refused, and whether all see its folder."""
-    if reason := cluster.everyone("lock", refused and str(refused))[0]:
+def _agree(name: str, refused: ValueError | None) -> None:
+    """All processes hear what the first one was refused, and raise it."""
+    if cluster.place()[1] == 1 and refused:
+        raise refused
+    if reason := cluster.everyone(name, refused and str(refused))[0]:
         raise ValueError(reason)
+
+
+def _check_shared(folder: Path) -> None:
+    """Refuses hosts that do not see the folder of the first process."""
+    if cluster.place()[1] == 1:
+        return
     sees = cluster.everyone("folder", (folder / LOCK).exists())
     if not all(sees):
         blind = ", ".join(str(process) for process, seen in enumerate(sees) if not seen)
@@ -112,12 +118,25 @@ def _lock(folder: Path) -> Iterator[Callable[[], None]]:
         os.close(handle)
 
 
-def check(folder: Path, *, keywords: dict[str, Any], source: str) -> bool:
-    """Whether the folder holds this very run; False: it is empty.
+def check(folder: Path, *, keywords: dict[str, Any], source: str) -> None:
+    """Refuses a folder that holds something else than this very run; an empty one is welcome.
+
+    Of several processes the first one looks for all: a later one could meet what it has written since.
 
     Raises:
       ValueError: it holds another experiment (the difference is named) or other files.
     """
+    refused = None
+    if cluster.place()[0] == 0:
+        try:
+            _holds(folder, keywords=keywords, source=source)
+        except ValueError as error:
+            refused = error
+    _agree("check", refused)
+
+
+def _holds(folder: Path, *, keywords: dict[str, Any], source: str) -> bool:
+    """Whether the folder holds this very run; False: it is empty."""
     if not (folder / RECORD).exists():
         if others := _others(folder):
             raise ValueError(
@@ -164,8 +183,8 @@ def claim(
     """Writes down what the run is made of, unless the folder holds it already.
 
     Raises:
-      ValueError: what `check` refuses, or the disk has no room for three checkpoints of `state`, the
-        two that are kept and the next. Nothing was written.
+      ValueError: what `check` refuses (here process 0 looks alone), or the disk has no room for three
+        checkpoints of `state`, the two that are kept and the next. Nothing was written.
     """
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     if store.afar(folder):
@@ -185,7 +204,7 @@ def claim(
     if jax.process_index() != 0:
         return
     (folder / ERROR).unlink(missing_ok=True)
-    if check(folder, keywords=keywords, source=source):
+    if _holds(folder, keywords=keywords, source=source):
         return
     record = {
         "config": config,

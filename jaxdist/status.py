@@ -1,7 +1,7 @@
 """What the processes of a run are doing, read from its folder by somebody else.
 
-Each process writes `status/<process>.json` twice a second (`jaxdist/watchdog.py`), their supervisor a line
-for each start and end (`jaxdist/launch.py`). Nothing here imports JAX.
+Each process writes `status/<process>.json` twice a second (`jaxdist/peers.py`), their supervisor a line for
+each start and end (`jaxdist/launch.py`). Nothing here imports JAX.
 """
 
 import json
@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxdist import launch, watchdog
+from jaxdist import launch, peers
 
-# Without a sign of life for so long a process is frozen, or its host is gone.
-SILENT_SECONDS = 5.0
 # Processes of one run may be some steps apart; so many are not explained by a queue of steps.
 BEHIND_STEPS = 16
 
@@ -30,7 +28,9 @@ def rows(folder: Path, *, now: float | None = None) -> Iterator[tuple[str, str]]
       ValueError: it holds no status.
     """
     now = time.time() if now is None else now
-    processes = read(folder)
+    told = peers.read(folder)
+    newest = max((one["restarts"] for one in told), default=0)
+    processes = [one for one in told if one["restarts"] == newest]
     events = supervisor(folder)
     if not processes and not events:
         raise ValueError(f"{folder} holds no status: expected the folder of a run; write runs/NAME")
@@ -39,25 +39,27 @@ def rows(folder: Path, *, now: float | None = None) -> Iterator[tuple[str, str]]
     if last and last != "start":
         yield "supervisor", f"{last}: {events[-1].get('cause', '')}"
     if processes:
-        slowest = min(processes, key=lambda one: one["step"])
+        slowest = min(processes, key=lambda one: (one["step"], one["phase"] in peers.MEETING))
         yield "phase", slowest["phase"]
         yield "step", f"{slowest['step']}{_of(folder)}"
         yield "steps a second", f"{slowest['steps_per_second']:.1f}"
         yield "processes", f"{len(processes)} of {processes[0]['processes']}"
+        wrong = {one["process"]: odd(one, processes, now) for one in processes}
+        late = [
+            f"process {process}: {'; '.join(words)}" for process, words in wrong.items() if words
+        ]
+        yield "stragglers", ", ".join(late) or "none"
     yield "last checkpoint", _checkpoint(folder, now)
     yield "restarts", str(sum(event["event"] == "start" for event in events[1:]))
     for cause, count in Counter(e["cause"] for e in events if e["event"] == "failed").items():
         yield "  because", f"{cause}{f' ({count} times)' if count > 1 else ''}"
     for one in processes:
         said = f"{one['phase']} of step {one['step']} for {one['lasted']:.1f} s, {one['host']} {one['pid']}"
-        yield (
-            f"process {one['process']}",
-            said + "".join(f"; {x}" for x in odd(one, processes, now)),
-        )
+        yield f"process {one['process']}", said
 
 
 def odd(one: dict[str, Any], processes: list[dict[str, Any]], now: float) -> list[str]:
-    """What is wrong with a process: it is silent, behind, or what the others wait for.
+    """What is wrong with a process: it is silent, behind, slow, or what the others wait for.
 
     Example:
       >>> one = {"step": 3, "time": 90.0, "phase": "data", "lasted": 8.0}
@@ -73,22 +75,16 @@ def odd(one: dict[str, Any], processes: list[dict[str, Any]], now: float) -> lis
     keeps = one["phase"] == "data" and one["lasted"] > 2 and bool(inside) and all(inside)
     ended = one["phase"] == "end"
     return [
-        *([f"silent for {silent:.0f} s"] if silent > SILENT_SECONDS and not ended else []),
+        *([f"silent for {silent:.0f} s"] if silent > peers.SILENT_SECONDS and not ended else []),
         *([f"{ahead} steps behind"] if ahead >= BEHIND_STEPS else []),
         *(["the others wait for it"] if keeps else []),
+        *([] if ended else peers.slow(one, others)),
     ]
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """What each process last wrote, in their order."""
-    files = (folder / watchdog.STATUS).glob("*.json")
-    found = [_json(file.read_text("utf-8")) for file in files if file.stem.isdecimal()]
-    return sorted((one for one in found if one), key=lambda one: one["process"])
 
 
 def supervisor(folder: Path) -> list[dict[str, Any]]:
     """What the newest supervisor wrote."""
-    file = folder / watchdog.STATUS / launch.EVENTS
+    file = folder / peers.STATUS / launch.EVENTS
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     found = [event for event in map(_json, lines) if event]
     return [event for event in found if event["pid"] == found[-1]["pid"]]

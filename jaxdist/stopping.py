@@ -1,7 +1,11 @@
 """Ctrl-C and SIGTERM as a question that the loop asks between two steps."""
 
 import contextlib
+import ctypes
+import os
 import signal
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,8 +20,8 @@ def asked(say: Callable[[str], None]) -> Iterator[Callable[[int], bool]]:
     """Inside, Ctrl-C and SIGTERM do not end the process; a second one does, at once.
 
     Yields:
-      `stop(step)` -> whether to stop before this step. With several processes it is JAX that hears
-      SIGTERM, and all of them are told the same at the same step; a second one ends it at once.
+      `stop(step)` -> whether to stop before this step. With several processes SIGTERM is passed on to
+      JAX, and all of them are told the same at the same step.
 
     Example:
       >>> with asked(print) as stop:
@@ -29,7 +33,8 @@ def asked(say: Callable[[str], None]) -> Iterator[Callable[[int], bool]]:
       True
     """
     if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
+        with _second_ends(say):
+            yield multihost_utils.reached_preemption_sync_point
         return
     came: list[int] = []
 
@@ -45,3 +50,42 @@ def asked(say: Callable[[str], None]) -> Iterator[Callable[[int], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _second_ends(say: Callable[[str], None]) -> Iterator[None]:
+    """Inside, the first SIGTERM is JAX's, and a second one, which JAX would swallow, ends the process.
+
+    A thread counts them: the main one may be inside an exchange that never ends, where it runs no handler.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    number = signal.SIGTERM
+    of_jax = libc.signal(number, None)
+    heard = ctypes.CFUNCTYPE(None, ctypes.c_int)(of_jax) if of_jax else lambda number: None
+    here, there = socket.socketpair()
+    there.setblocking(False)
+    before = signal.signal(number, lambda number, frame: None), signal.set_wakeup_fd(there.fileno())
+
+    def count() -> None:
+        came = 0
+        while data := here.recv(16):
+            for _ in range(data.count(number)):
+                came += 1
+                if came > 1:
+                    libc.signal(number, None)
+                    os.kill(os.getpid(), number)
+                say("stopping: all processes save one step; once more to stop this one at once")
+                heard(number)
+
+    thread = threading.Thread(target=count, name="stopping", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before[1])
+        signal.signal(number, before[0])
+        libc.signal(number, of_jax)
+        there.close()
+        thread.join()
+        here.close()

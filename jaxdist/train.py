@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdist import feed, layout, metrics, report, resuming, run_folder, stopping, store
+from jaxdist import feed, layout, meeting, metrics, report, resuming, run_folder, stopping, store
 from jaxdist.algorithms.base import bytes_sent
 from jaxdist.data import check_batch
 from jaxdist.experiment import Config, trainer_of
@@ -77,16 +77,15 @@ def _train(
     saves = folder / "checkpoints"
     watch.enter("restore", 0)
     state, begin = resuming.newest(folder, state, resume=resume, say=say)
+    meeting.check_same_step(begin)
     claim = partial(run_folder.claim, folder, config=str(config.path), keywords=config.keywords)
     claim(source=config.source, state=state)
     if not store.afar(folder):
         watch.follow(folder)
     sent = run_folder.forget_after(folder, begin).get("bytes_sent", 0)
-    on = layout.devices_of(trainer.mesh)
-    kind = resuming.kind(begin, experiment.steps)
-    say(
-        f"{kind}: step {begin} of {experiment.steps}, {experiment.workers} workers on {on}, in {folder}"
-    )
+    kind, on = resuming.kind(begin, experiment.steps), layout.devices_of(trainer.mesh)
+    where = f"{experiment.workers} workers on {on}, in {folder}"
+    say(f"{kind}: step {begin} of {experiment.steps}, {where}")
 
     # Loop. Metrics are read one step late, so that the devices never wait for the host.
     done, pending, evaluated = begin, {}, {}
@@ -107,9 +106,13 @@ def _train(
                 line = {name: float(x) for name, x in line.items() if x.ndim == 0}
                 recorder.write(step, {**line, **evaluated.pop(step, {}), "bytes_sent": sent})
 
+        def meet(phase: str) -> None:
+            watch.enter(phase, done)
+            meeting.meet(phase, done, folder=folder)
+
         def save() -> None:
             """Saves what is known to be good, after the lines that lead to it."""
-            watch.enter("save", done)
+            meet("save")
             settle()
             finite = metrics.fetch(metrics.finite_points(trainer.gradient_at(state)), trainer)
             metrics.check_finite(done, finite, params, of="parameters")
@@ -126,7 +129,7 @@ def _train(
             settle()
             pending[done] = measured
             if (last := done == experiment.steps) or done % experiment.evaluate_every == 0:
-                watch.enter("evaluate", done)
+                meet("evaluate")
                 evaluated[done] = metrics.evaluate(
                     trainer, state, experiment.task.accuracy, experiment.task.test
                 )

@@ -1,14 +1,15 @@
 """A thread that knows what the loop is doing: it says so, writes it down, and ends what is stuck.
 
 Every process of a run has one. The loop calls `enter(phase, step)`; the thread looks twice a second.
-With several processes nobody is silent for more than ten seconds, and a phase that outlasts the patience
-ends the process with exit code 75 and the stacks of all its threads, for the others would wait for ever.
+Nobody is silent for more than ten seconds. Of several processes, one in whose phase the patience ends
+is ended with exit code 75 and the stacks of all its threads, for the others would wait for ever.
 """
 
 import contextlib
 import faulthandler
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -18,34 +19,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdist import fail_fast, fault_plan
+from jaxdist import fail_fast, fault_plan, peers
 
-STUCK = 75  # the exit code of a process that waited too long
-STATUS = "status"  # the folder, inside a run's, of what its processes say of themselves
 QUIET_SECONDS = 10.0
-TICK_SECONDS = 0.5
-PATIENCE_SECONDS = 900.0
+TICK_SECONDS, LOOK_SECONDS = 0.02, 0.5
+PATIENCE_SECONDS, WAITING_SECONDS = 900.0, 10.0
 PATIENCE = "JAXDIST_PATIENCE_SECONDS"
-# What is waited for while a phase lasts.
-WORDS = {
-    "start": "the other processes to start",
-    "read": "the config and the data",
-    "init": "the parameters and the folder",
-    "restore": "the checkpoint to be read",
-    "compile": "the step to be compiled",
-    "data": "the data",
-    "step": "the step, or the others in it",
-    "evaluate": "the evaluation",
-    "save": "the checkpoint to be written",
-    "end": "the others to finish",
-}
+# A process whose thread is silent for so long is frozen: stopped, or held inside a library.
+FROZEN_SECONDS = 30.0
+# On this signal a process shows the stacks of all its threads, even while a library holds the interpreter.
+STACKS = signal.SIGUSR1
 
 
 class Watch(NamedTuple):
     """What the loop tells the thread.
 
     Attributes:
-      enter: `enter(phase, step)`: what it does from now on; phases are the keys of `WORDS`.
+      enter: `enter(phase, step)`: what it does from now on; phases are the keys of `peers.DOES`.
       follow: `follow(folder)`: from now on also write it down in this run's folder.
       now: `now()` -> the phase and the step.
     """
@@ -77,12 +67,15 @@ def patience_seconds() -> float:
 
 
 @contextlib.contextmanager
-def watching(who: Callable[[], tuple[int, int]]) -> Iterator[Watch]:
+def watching(
+    who: Callable[[], tuple[int, int]], *, joining: Callable[[], str] = lambda: ""
+) -> Iterator[Watch]:
     """Inside, the thread runs.
 
     Args:
-      who: `who()` -> the number of this process, and how many there are. Of several, or of one that is
-        supervised, it says lines on the error stream, and ends one that is stuck.
+      who: `who()` -> the number of this process, and how many there are. One of several, or one that is
+        supervised, is ended when it is stuck.
+      joining: `joining()` -> who has joined so far, in words.
 
     Example:
       >>> with watching(lambda: (0, 1)) as watch:
@@ -103,16 +96,17 @@ def watching(who: Callable[[], tuple[int, int]]) -> Iterator[Watch]:
         now.update(phase=phase, step=step, since=instant)
         fault_plan.meet(plan, who()[0], phase, step)
 
-    def aloud() -> bool:
+    def several() -> bool:
         return who()[1] > 1 or fail_fast.supervised()
 
     def say(line: str) -> None:
-        print(f"[process {who()[0]}] {line}", file=sys.stderr, flush=True)
+        mine = f"[process {who()[0]}] " if several() else ""
+        print(f"{mine}step {now['step']}: {line}", file=sys.stderr, flush=True)
 
-    def write(rate: float) -> None:
+    def about(rate: float, shares: dict[str, float]) -> dict[str, Any]:
         lasted = time.monotonic() - now["since"]
         seconds = {**spent, now["phase"]: spent[now["phase"]] + lasted}
-        line = {
+        return {
             "process": who()[0],
             "processes": who()[1],
             "pid": os.getpid(),
@@ -122,54 +116,89 @@ def watching(who: Callable[[], tuple[int, int]]) -> Iterator[Watch]:
             "step": now["step"],
             "lasted": round(lasted, 3),
             "steps_per_second": round(rate, 3),
+            "shares": {name: round(share, 3) for name, share in shares.items()},
             "restarts": fault_plan.restarts(),
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
         }
+
+    def write(line: dict[str, Any]) -> None:
         for folder in folders:
             # A status is not worth a run: a full disk is found by what must be written.
             with contextlib.suppress(OSError):
-                unfinished = folder / f"{who()[0]}.json.tmp"
+                unfinished = folder / peers.STATUS / f"{who()[0]}.json.tmp"
                 unfinished.write_text(json.dumps(line), "utf-8")
-                unfinished.replace(folder / f"{who()[0]}.json")
+                unfinished.replace(unfinished.with_suffix(""))
+
+    def waiting(line: dict[str, Any]) -> str:
+        told = [one for folder in folders for one in peers.read(folder)]
+        others = [
+            one
+            for one in told
+            if one["process"] != line["process"] and one["restarts"] == line["restarts"]
+        ]
+        words = peers.waits(line, others, now=time.time())
+        who_came = joining() if line["phase"] == "start" else ""
+        return f"{words} ({line['lasted']:.0f} s) ...{who_came and f' {who_came}'}"
 
     def look() -> None:
-        said, at, past = began, began, 0
-        rate = 0.0
-        while not over.wait(TICK_SECONDS):
+        quiet = QUIET_SECONDS - 2 * LOOK_SECONDS
+        said = looked = at = began
+        warned = began - quiet
+        past, late, in_data, rate = 0, 0.0, 0.0, 0.0
+        shares: dict[str, float] = {}
+        while not over.is_set():
+            asleep = time.monotonic()
+            over.wait(TICK_SECONDS)
             instant = time.monotonic()
-            lasted, step = instant - now["since"], now["step"]
-            if instant - at >= 2.0:
-                rate, at, past = max(step - past, 0) / (instant - at), instant, step
-            write(rate)
-            if not aloud():
+            # Whoever is stopped, or has no core, wakes up late.
+            late += max(instant - asleep - TICK_SECONDS, 0.0)
+            if instant - looked < LOOK_SECONDS:
                 continue
-            # This one needs no interpreter lock, which a stuck extension may hold.
-            faulthandler.dump_traceback_later(patience + 30, exit=True)
-            if lasted > patience:
-                say(f"stuck in phase {now['phase']} of step {step} for {lasted:.0f} s; all stacks:")
-                faulthandler.dump_traceback(all_threads=True)
-                os._exit(STUCK)
-            if instant - said >= QUIET_SECONDS - TICK_SECONDS:
+            looked = instant
+            if (long := instant - at) >= 2.0:
+                line = about(rate, shares)
+                data = line["seconds"].get("data", 0.0)
+                rate, past = max(line["step"] - past, 0) / long, line["step"]
+                shares = {"held": late / long, "data": max(data - in_data, 0.0) / long}
+                at, late, in_data = instant, 0.0, data
+            line = about(rate, shares)
+            write(line)
+            if several():
+                # This one needs no interpreter lock, which a stuck extension may hold.
+                faulthandler.dump_traceback_later(patience + FROZEN_SECONDS, exit=True, file=2)
+                # Who only waits in an exchange leaves later: the stacks of the other one say why.
+                later = WAITING_SECONDS if line["phase"] in peers.MEETING else 0.0
+                if line["lasted"] > patience + later:
+                    say(f"stuck in phase {line['phase']} for {line['lasted']:.0f} s; all stacks:")
+                    faulthandler.dump_traceback(file=2, all_threads=True)
+                    os._exit(fail_fast.STUCK)
+            # Everybody says what takes long; of what goes well the first one speaks for all.
+            if line["lasted"] >= quiet and instant - warned >= quiet:
+                said = warned = instant
+                say(waiting(line))
+            elif instant - said >= quiet and who()[0] == 0 and not sys.stderr.isatty():
                 said = instant
-                if lasted >= QUIET_SECONDS / 2:
-                    waits = WORDS.get(now["phase"], now["phase"])
-                    say(f"waiting for {waits}, at step {step}, {lasted:.0f} s so far")
-                elif who()[0] == 0:
-                    say(f"at step {step}, {rate:.1f} steps a second")
+                going = f"{rate:.1f} steps a second"
+                say(waiting(line) if line["lasted"] >= QUIET_SECONDS / 2 else going)
 
     def follow(folder: Path) -> None:
+        if folder in folders:
+            return
         with contextlib.suppress(OSError):
-            (folder / STATUS).mkdir(exist_ok=True)
-        folders.append(folder / STATUS)
-        write(0.0)
+            (folder / peers.STATUS).mkdir(exist_ok=True)
+        folders.append(folder)
+        write(about(0.0, {}))
 
+    faulthandler.register(STACKS, file=2, all_threads=True)
     thread = threading.Thread(target=look, name="watchdog", daemon=True)
     thread.start()
     try:
+        fault_plan.meet(plan, who()[0], "start", 0)
         yield Watch(enter, follow, lambda: (now["phase"], now["step"]))
     finally:
         over.set()
         thread.join()
-        if aloud():
+        faulthandler.unregister(STACKS)
+        if several():
             faulthandler.cancel_dump_traceback_later()
-        write(0.0)
+        write(about(0.0, {}))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
+STARTED: list[subprocess.Popen[str]] = []
 
 # A task of its own, so that a test can spoil a batch; adam and momentum, so that there is memory.
 SMALL = '''"""Four workers fit a plane."""
@@ -75,22 +76,29 @@ def small(folder: Path) -> str:
     return str(file)
 
 
-def start(*arguments: str, **more: str) -> subprocess.Popen[str]:
+def start(*arguments: str, terminal: int | None = None, **more: str) -> subprocess.Popen[str]:
     """`jaxdist ARGUMENTS` as a process of its own, on one device, with nothing inherited from pytest.
 
-    `more` is added to its environment. It leads a process group of its own, as in a terminal.
+    `more` is added to its environment. It leads a process group of its own, as in a terminal, or is on
+    this one: what is typed there reaches its group.
     """
     code = "import sys; from jaxdist.cli import main; sys.exit(main())"
+    if terminal is not None:
+        seat = f"os.setsid(); fcntl.ioctl({terminal}, termios.TIOCSCTTY, 0)"
+        code = f"import fcntl, os, termios; {seat}; {code}"
     keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
         env={**keep, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **more},
-        process_group=0,
+        process_group=None if terminal is not None else 0,
+        pass_fds=() if terminal is None else (terminal,),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def lines(folder: Path) -> list[dict]:
@@ -106,14 +114,20 @@ def recorded(folder: Path) -> list[tuple]:
 
 
 def launch(
-    config: str, folder: Path, *arguments: str, processes: int = 2, plan: str = "", **more: str
+    config: str,
+    folder: Path,
+    *arguments: str,
+    processes: int = 2,
+    restarts: int = 3,
+    plan: str = "",
+    terminal: int | None = None,
+    **more: str,
 ) -> subprocess.Popen[str]:
-    """`jaxdist launch` of a config, with a fault plan."""
+    """`jaxdist launch` of a config, with a fault plan, perhaps on a terminal of its own."""
     faults = {"JAXDIST_TEST_FAULTS": "1", "JAXDIST_FAULT_PLAN": plan}
-    given = ("--workdir", str(folder), *arguments)
-    return start(
-        "launch", "--processes", str(processes), "--", "train", config, *given, **faults, **more
-    )
+    given = ("--", "train", config, "--workdir", str(folder), *arguments)
+    numbers = ("--processes", str(processes), "--max-restarts", str(restarts))
+    return start("launch", *numbers, *given, terminal=terminal, **faults, **more)
 
 
 def ended(process: subprocess.Popen[str], *, seconds: float = 200) -> tuple[int, str, str]:

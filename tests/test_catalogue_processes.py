@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow]
 DEVICES = 4
 
 
-def started(out, processes):
+def started(out, processes, layout):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
@@ -29,7 +29,7 @@ def started(out, processes):
     script = runs.ROOT / "tests" / "catalogue_losses.py"
     return [
         subprocess.Popen(
-            [sys.executable, str(script), str(out)],
+            [sys.executable, str(script), str(out), layout],
             env={**keep, **joined, "JAX_PROCESS_ID": str(process)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -40,10 +40,10 @@ def started(out, processes):
     ]
 
 
-def losses(folder, processes):
+def losses(folder, processes, layout):
     """What all methods gave; the processes are ended whatever happens."""
     out = folder / f"{processes}.json"
-    together = started(out, processes)
+    together = started(out, processes, layout)
     try:
         said = [process.communicate(timeout=1200) for process in together]
     finally:
@@ -54,9 +54,10 @@ def losses(folder, processes):
 
 
 @pytest.mark.timeout(3000)
-def test_every_method_has_the_same_losses_bit_for_bit_in_1_2_and_4_processes(tmp_path):
-    alone = losses(tmp_path, 1)
+@pytest.mark.parametrize("layout", ["workers", "fsdp"])
+def test_every_method_has_the_same_losses_bit_for_bit_in_1_2_and_4_processes(tmp_path, layout):
+    alone = losses(tmp_path, 1, layout)
     assert alone.keys() == CASES.keys()
     for processes in (2, 4):
-        together = losses(tmp_path, processes)
+        together = losses(tmp_path, processes, layout)
         assert [name for name in alone if alone[name] != together[name]] == []

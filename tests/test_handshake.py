@@ -1,14 +1,15 @@
 """Processes that are not the same, or not all there, or not alone, are told before the first step."""
 
 import re
+import resource
 import socket
-import time
-from pathlib import Path
 
 import pytest
 import runs
 
-pytestmark = pytest.mark.processes
+from jaxdist import connections
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 
 def free_port():
@@ -32,12 +33,14 @@ def both(first, second):
     return [runs.ended(process, seconds=120) for process in (first, second)]
 
 
+@pytest.mark.short
 def test_another_config_in_one_process_is_a_table_that_both_print(tmp_path):
     config, port = runs.small(tmp_path), free_port()
-    said = both(
-        start(0, port, config, tmp_path / "run"),
-        start(1, port, config, tmp_path / "run", "--seed", "1"),
-    )
+    first = start(0, port, config, tmp_path / "run")
+    second = start(1, port, config, tmp_path / "run", "--seed", "1")
+    # As the kernel has it, and not only as JAX was told.
+    assert {*runs.until(lambda: connections.listening(port))} == {"127.0.0.1"}
+    said = both(first, second)
     tables = [re.search(r"( +keywords .*)(\nprocess .*){2}", err)[0] for _, _, err in said]
     assert tables[0] == tables[1]
     assert "data" in tables[0].split("\n")[0], "another seed draws other examples"
@@ -46,7 +49,6 @@ def test_another_config_in_one_process_is_a_table_that_both_print(tmp_path):
         assert "the processes differ in keywords, data (table above)" in err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -67,42 +69,32 @@ def test_another_count_or_version_in_one_process_is_refused_by_both(tmp_path, mo
         assert f"the processes differ in {words} (table above)" in err
 
 
-@pytest.mark.slow
 def test_a_missing_process_is_waited_for_aloud_and_not_for_ever(tmp_path):
     config, port = runs.small(tmp_path), free_port()
-    began = time.monotonic()
-    code, _, err = runs.ended(
-        start(0, port, config, tmp_path / "run", JAXDIST_START_SECONDS="15"), seconds=90
-    )
-    assert code != 0
-    assert time.monotonic() - began < 60
-    assert "[process 0] waiting for the other processes to start" in err
+    there = [
+        start(i, port, config, tmp_path / "run", processes=3, JAXDIST_START_SECONDS="40")
+        for i in (0, 2)
+    ]
+    for process, (code, _, err) in zip((0, 2), both(*there), strict=True):
+        assert code == 2, err
+        assert f"[process {process}] step 0: waiting for the other processes (" in err
+        assert "start the same command once for each process (on TPU VMs: --worker=all)" in err
+        if process == 0:
+            words = "2 of 3 processes connected (127.0.0.1, 127.0.0.1) in 30 s: start the same"
+            assert words in err, "once while it waits"
+            # The other one may be gone a moment earlier.
+            assert re.search(r" of 3 processes connected .* in 40 s: start the same", err)
 
 
+@pytest.mark.short
 def test_a_port_in_use_is_a_sentence(tmp_path):
     config = runs.small(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         code, _, err = runs.ended(start(0, port, config, tmp_path / "run"))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert code == 2
     assert f"port {port} is not free; write another port" in err
-
-
-@pytest.mark.slow
-def test_the_coordinator_listens_on_loopback_only(tmp_path):
-    config, port = runs.small(tmp_path), free_port()
-    process = start(0, port, config, tmp_path / "run")
-    try:
-        wanted = f"{port:04X}"
-
-        def listening():
-            tables = [Path("/proc/net", name).read_text() for name in ("tcp", "tcp6")]
-            rows = [line.split() for table in tables for line in table.splitlines()[1:]]
-            return [r[1] for r in rows if r[3] == "0A" and r[1].endswith(f":{wanted}")]
-
-        # 127.0.0.1, or the same mapped into IPv6.
-        loopback = {f"0100007F:{wanted}", f"0000000000000000FFFF00000100007F:{wanted}"}
-        assert {*runs.until(listening)} <= loopback
-    finally:
-        process.kill()
-        process.communicate()
+    # Of a core: how long it took depends on what else this host does.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2

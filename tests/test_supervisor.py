@@ -1,11 +1,13 @@
 """What a supervisor makes of exit codes and of what the processes told, without starting any."""
 
 import json
+import os
 import signal
+import socket
 
 import pytest
 
-from jaxdist import cohort, launch
+from jaxdist import cluster, cohort, launch, run_folder
 from jaxdist.commands import printing
 
 
@@ -34,6 +36,8 @@ class Ended:
         ([2, 70], {0: (3.0, 2), 1: (2.0, 70)}, 70, "process 1: ValueError", True),
         ([2, 2], {0: (2.0, 2), 1: (2.1, 2)}, 2, "refused", False),
         ([None, 1], {1: (2.0, 1)}, 1, "refused", False),
+        # Nobody told why: an error before there was anybody to tell it.
+        ([None, 1], {}, 1, "process 1 ended with code 1", True),
         ([2, None], {}, 2, "refused", False),
         ([None, 75], {}, 75, "process 1 ended with code 75 (stuck", True),
         ([0, -6], {}, 6, "process 1 ended with code -6", True),
@@ -68,3 +72,44 @@ def test_a_lost_connection_is_no_refusal_of_ours():
     # What JAX raises where a peer is gone, its own frames taken away.
     caught.value.args = ("UNKNOWN: Gloo AllReduce failed: Connection closed by peer",)
     assert printing.exit_code(caught.value) == 0
+
+
+def test_a_port_that_is_kept_is_given_to_nobody_and_can_be_listened_on():
+    with launch._port() as port:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        cluster._check_free(f"127.0.0.1:{port}")
+        with socket.socket() as coordinator:
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):  # as gRPC does
+                coordinator.setsockopt(socket.SOL_SOCKET, option, 1)
+            coordinator.bind(("127.0.0.1", port))
+            coordinator.listen()
+            with pytest.raises(ValueError, match=f"port {port} is not free"):
+                cluster._check_free(f"127.0.0.1:{port}")
+
+
+def test_of_several_processes_the_first_one_looks_into_the_folder_for_all(tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").touch()
+    said = []
+    monkeypatch.setattr(run_folder.cluster, "place", lambda: (1, 2))
+    monkeypatch.setattr(
+        run_folder.cluster, "everyone", lambda name, value: said.append(value) or [None, value]
+    )
+    # It may see what process 0 has written since: it does not look.
+    run_folder.check(tmp_path, keywords={}, source="")
+    assert said == [None]
+    monkeypatch.setattr(run_folder.cluster, "everyone", lambda name, value: ["no room", value])
+    with pytest.raises(ValueError, match="no room"):
+        run_folder.check(tmp_path, keywords={}, source="")
+
+
+def test_a_lock_whose_owner_is_gone_is_taken_over(tmp_path):
+    (tmp_path / "status").mkdir()
+    for lock in (tmp_path / "lock", tmp_path / "status" / "supervisor.lock"):
+        lock.write_text("process 4194304 on a host that is gone\n")
+    with launch._alone(tmp_path), run_folder.locked(tmp_path):
+        own = (tmp_path / "lock").read_text()
+        assert own == (tmp_path / "status" / "supervisor.lock").read_text()
+        assert own.startswith(f"process {os.getpid()} on ")
+        with pytest.raises(ValueError, match=rf"written to by process {os.getpid()} on "):
+            run_folder.locked(tmp_path).__enter__()

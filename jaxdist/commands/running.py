@@ -15,9 +15,18 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
     from jaxdist import cluster, fail_fast
 
     folder = _run_of(options)
-    with watchdog.watching(cluster.place) as watch:
+    tried: list[bool] = []
+
+    def who() -> tuple[int, int]:
+        # Until it has tried to join, the environment says who this process will be.
+        return cluster.place() if tried else cluster.expected()
+
+    with watchdog.watching(who, joining=cluster.joining) as watch:
+        if fail_fast.supervised():
+            watch.follow(folder)
         # JAX must join the other processes before a config makes its first array.
-        if not cluster.join() and not fail_fast.supervised():
+        tried.append(cluster.join())
+        if not tried[0] and not fail_fast.supervised():
             return _train_here(options, rest, folder, watch)
         kept = Path(os.devnull) if store.afar(folder) else folder  # no error.json behind a URL
         with fail_fast.leaving(printing.exit_code, who=cluster.place, now=watch.now, folder=kept):
