@@ -286,7 +286,7 @@ def test_a_process_that_stops_for_a_while_goes_on_and_one_for_ever_is_replaced(w
     assert same_as(whole, folder)
 
 
-def test_a_worker_lost_between_two_outer_steps_costs_at_most_one_period(tmp_path):
+def test_a_worker_lost_between_two_outer_steps_costs_what_was_not_saved(tmp_path):
     before = "jd.gossip(optax.sgd(rate, momentum=0.9), jd.topology.ring(topology))"
     after = "jd.diloco(optax.sgd(rate, momentum=0.9), optax.sgd(0.7, momentum=0.9), period=5)"
     assert before in runs.SMALL
@@ -296,8 +296,10 @@ def test_a_worker_lost_between_two_outer_steps_costs_at_most_one_period(tmp_path
         code, _, err = runs.ended(runs.launch(str(config), tmp_path / name, plan=plan))
         assert code == 0, err
     begun = [e["step"] for e in runs.events(tmp_path / "killed") if e["event"] == "start"]
-    # Lost are the steps since the last outer one.
-    assert begun == [-1, 10, 30]
+    # Lost are the steps since the last outer one; since the one before, if its save was under way.
+    assert begun[0] == -1
+    assert begun[1] in (5, 10)
+    assert begun[2] in (25, 30)
     assert runs.recorded(tmp_path / "killed") == runs.recorded(tmp_path / "calm")
     paths = [tmp_path / name for name in ("calm", "killed")]
     assert parameters(str(config), paths[0]) == parameters(str(config), paths[1])
