@@ -143,7 +143,7 @@ def alone(monkeypatch):
         monkeypatch.setattr(worker, name, own)
 
 
-@EVERY
+@ONE_EACH_FIRST
 def test_laws_fail_where_workers_do_not_communicate(x64, monkeypatch, name, label):
     alone(monkeypatch)
     # Wrong numbers, or (a per-worker value in the shared room) refused while tracing.

@@ -8,7 +8,7 @@ from jaxdist import frozen
 
 def write(folder, process, **more):
     (folder / "status").mkdir(exist_ok=True)
-    line = {"pid": 10 + process, "phase": "step", "time": time.time(), **more}
+    line = {"pid": 10 + process, "phase": "step", "step": 7, "time": time.time(), **more}
     (folder / "status" / f"{process}.json").write_text(json.dumps(line))
 
 

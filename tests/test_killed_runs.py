@@ -61,7 +61,9 @@ def test_killed_at_random_steps_it_ends_bit_for_bit_where_it_would_have(tmp_path
     assert parameters(config, folder) == parameters(config, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_saves_and_says_how_to_go_on(tmp_path, number):
     config, folder = runs.small(tmp_path), tmp_path / "run"
     arguments = ["train", config, "--slow", "0.05", "--workdir", str(folder)]

@@ -134,6 +134,7 @@ def rounds_program(leaves, rounds, **options):
     return len(sent), lowered.as_text().count("\n")
 
 
+@pytest.mark.slow
 def test_the_program_does_not_grow_with_leaves_times_rounds():
     few, many = rounds_program(2, 32), rounds_program(30, 32)
     # Rounds that are alike, as drawn ones may be, are one branch of the program.
