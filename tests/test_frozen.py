@@ -22,6 +22,6 @@ def test_only_a_living_process_that_is_silent_is_frozen(tmp_path):
     assert look() is None
     time.sleep(0.3)
     write(tmp_path, 0)
-    assert look() == 3
+    assert look() == frozen.Frozen(3, "step", 7, 0.2)
     write(tmp_path, 3)
     assert look() is None
