@@ -109,9 +109,9 @@ def fire(
             continue
         if stepping and life not in due:
             due[life] = time.monotonic() + (options.every or draw.uniform(0.2, 3.0))
-        # Mostly while it works, now and then while it starts.
+        # Mostly while it works, and about every fifth time while it starts: each of several in a row waits longer.
         anybody = stepping if time.monotonic() >= due.get(life, math.inf) else []
-        if not stepping and draw.random() < 0.02:
+        if not stepping and draw.random() < 0.004:
             anybody = victims(folder, life)
         if not anybody:
             continue
