@@ -26,7 +26,7 @@ TICK_SECONDS, LOOK_SECONDS = 0.02, 0.5
 PATIENCE_SECONDS, WAITING_SECONDS = 900.0, 10.0
 PATIENCE = "JAXDIST_PATIENCE_SECONDS"
 # A process whose thread is silent for so long is frozen: stopped, or held inside a library.
-FROZEN_SECONDS = 30.0
+FROZEN_SECONDS = 15.0
 # On this signal a process shows the stacks of all its threads, even while a library holds the interpreter.
 STACKS = signal.SIGUSR1
 
