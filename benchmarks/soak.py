@@ -109,7 +109,7 @@ def fire(
             continue
         if stepping and life not in due:
             due[life] = time.monotonic() + (options.every or draw.uniform(0.2, 3.0))
-        # Mostly while it works, and about every fifth time while it starts: each of several in a row waits longer.
+        # Mostly while it works, and about every fifth time while it starts: several in a row wait long.
         anybody = stepping if time.monotonic() >= due.get(life, math.inf) else []
         if not stepping and draw.random() < 0.004:
             anybody = victims(folder, life)

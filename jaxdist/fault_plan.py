@@ -3,7 +3,8 @@
     JAXDIST_TEST_FAULTS=1 JAXDIST_FAULT_PLAN="kill:2@step=17,raise:1@data=5/1" jaxdist launch ...
 
 `ACTION:PROCESS@PHASE=STEP` happens when that process enters that phase of that step, in the first
-life of the job; after `/K` stands another life (the number of restarts before it), `/*` is every life.
+life of the job; after `/K` stands another life (the number of restarts before it). `=*` is any step, `/*`
+every life.
 kill, stop and term are signals, raise is an error, hang waits for ever, and hold does so in a library that
 lets no other thread run. Without JAXDIST_TEST_FAULTS=1 the plan is not even read.
 """
@@ -27,14 +28,14 @@ class Fault(NamedTuple):
       action: one of `ACTIONS`.
       process: whose.
       phase: what it has just begun (`jaxdist/watchdog.py` has the words).
-      step: of which step.
+      step: of which step; None: of any.
       life: after how many restarts; None: in every life.
     """
 
     action: str
     process: int
     phase: str
-    step: int
+    step: int | None
     life: int | None
 
 
@@ -56,14 +57,15 @@ def read(surroundings: Mapping[str, str] = os.environ) -> tuple[Fault, ...]:
 
 
 def _fault(text: str) -> Fault:
-    found = re.fullmatch(r"([a-z]+):(\d+)@([a-z]+)=(\d+)(?:/(\d+|\*))?", text)
+    found = re.fullmatch(r"([a-z]+):(\d+)@([a-z]+)=(\d+|\*)(?:/(\d+|\*))?", text)
     if found is None or found[1] not in ACTIONS:
         raise ValueError(
             f"{PLAN}: {text!r}: expected ACTION:PROCESS@PHASE=STEP with one of {', '.join(ACTIONS)}; "
             "write kill:1@step=17"
         )
     life = None if found[5] == "*" else int(found[5] or 0)
-    return Fault(found[1], int(found[2]), found[3], int(found[4]), life)
+    step = None if found[4] == "*" else int(found[4])
+    return Fault(found[1], int(found[2]), found[3], step, life)
 
 
 def restarts(surroundings: Mapping[str, str] = os.environ) -> int:
@@ -79,7 +81,7 @@ def meet(plan: tuple[Fault, ...], process: int, phase: str, step: int) -> None:
       RuntimeError: where the plan says raise.
     """
     for fault in plan:
-        now = (fault.process, fault.phase, fault.step) == (process, phase, step)
+        now = (fault.process, fault.phase) == (process, phase) and fault.step in (None, step)
         if not now or fault.life not in (None, restarts()):
             continue
         if fault.action == "raise":
