@@ -214,7 +214,7 @@ def test_compiles_once_and_keeps_its_types(name, label):
     assert int(state.step) == 7
 
 
-@ONE_EACH
+@ONE_A_FAMILY_FIRST
 def test_a_scan_of_steps_is_the_steps(x64, name, label):
     data, case = problem(6), cases.case(name, label)
     trainer = shared_trainer(name, label, workers=6, devices=3)
@@ -251,6 +251,7 @@ def test_declared_bytes_are_the_bytes_of_the_program(name, label):
     check_bytes(name, label)
 
 
+@pytest.mark.slow
 @ONE_EACH
 def test_declared_bytes_are_those_of_the_program_for_bfloat16(name, label):
     """Sums travel in float32, what is only passed on in two bytes."""
