@@ -14,7 +14,7 @@ from jaxdist import checkpoint, experiment
 from jaxdist.executor import execute
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
-SLOWLY = ("--slow", "0.05")
+SLOWLY = ("--slow", "0.2")
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_a_process_that_stops_for_a_while_goes_on_and_one_for_ever_is_replaced(w
     code, _, err = runs.ended(process, seconds=250)
     assert code == 0, err
     for number, process in ((1, 1), (2, 0)):
-        told = rf"process {process} is frozen, .*: no sign of life for 30 s, stopped by a signal; "
+        told = rf"process {process} is frozen, .*: no sign of life for 15 s, stopped by a signal; "
         assert len(re.findall(f"{told}restart {number}", err)) == 1, err
     assert same_as(whole, folder)
 
