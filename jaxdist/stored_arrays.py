@@ -70,7 +70,15 @@ def _manager(root: Path, *, read_only: bool, alone: bool = False) -> ocp.Checkpo
         enable_async_checkpointing=False,
         multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=meet),
     )
-    return ocp.CheckpointManager(root, options=options)
+    manager = ocp.CheckpointManager(root, options=options)
+    # Only the loop asks JAX whether to stop: a question about an earlier step, from the thread that saves,
+    # would move the step at which all are to stop behind the loop, which then never hears of it.
+    manager.reached_preemption = _not_asked
+    return manager
+
+
+def _not_asked(step: int) -> bool:
+    return False
 
 
 @contextlib.contextmanager
