@@ -40,7 +40,7 @@ TENSORFLOW = {
 INTRODUCTION = """# What `jaxdist plan` predicts, and how wrong it is
 
 ```bash
-jaxdist plan configs/mnist_mlp.py --target v5e:16x16 --workers 64,256,1024,4096 --picture plan.png
+jaxdist plan configs/digits_gossip.py --target v5e:16x16 --workers 64,256,1024,4096 --picture plan.png
 ```
 
 A prediction from a model, and no measurement: the operations of one worker's gradient, read from its

@@ -118,7 +118,7 @@ def table(inspection: Inspection) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     branches = sorted({one.branch for one in inspection.transfers if one.branch})
     facts = {
-        "bytes out, as many in": ", ".join(
+        "bytes out = in per device": ", ".join(
             [f"{inspection.sent():,} in every step"]
             + [f"{inspection.sent(b):,} in {', '.join(b)}" for b in branches]
         ),
