@@ -7,7 +7,7 @@ What a worker does in a step stands in `advance`; how that becomes a program for
 import collections
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,20 @@ class Evaluation(NamedTuple):
     workers: PyTree
 
 
+class Said(NamedTuple):
+    """What a worker says of a step.
+
+    Attributes:
+      values: loss and aux.
+      active: whether it delivered; (): all do.
+      finite: whether the loss and each leaf of the gradient are finite; (): not asked.
+    """
+
+    values: dict[str, Any]
+    active: Any
+    finite: Any
+
+
 class Trainer(NamedTuple):
     """An algorithm, a loss and a mesh, ready to run.
 
@@ -50,9 +64,10 @@ class Trainer(NamedTuple):
       step: `step(state, batch)` -> `(state, metrics)`. Leaves of `batch` are `[workers, ...]`, on the
         host or on devices. The old state is donated. `metrics["loss"]`, shape (), and everything in
         the loss's aux are means over the workers (over those that delivered, if not all did);
-        what the algorithm reports stands beside them.
+        what the algorithm reports stands beside them. With `metrics="workers"` they are each
+        worker's own, in `metrics["workers"]`.
       steps: `steps(state, batches)` -> `(state, metrics)`: k steps in one call by a scan; leaves
-        `[k, workers, ...]`, metrics `[k, ...]`.
+        `[k, workers, ...]`, metrics `[k, ...]`, whose means are taken once, after the last step.
       gradient_at: `gradient_at(state)` -> where each worker's next gradient is taken, leaves
         `[workers, ...]`.
       readout: `readout(state)` -> the parameters to evaluate and deploy.
@@ -93,6 +108,7 @@ def execute(
     compute_dtype: Any = None,
     reproducible: bool = False,
     finite: bool = False,
+    metrics: Literal["mean", "workers"] = "mean",
     bucket_bytes: int | None = None,
     sharding: Any = None,
     clock: Clock | None = None,
@@ -119,6 +135,10 @@ def execute(
         are laid on devices and processes. Costs a gather in place of each reduction.
       finite: report in `metrics["finite"]`, bool `[workers, 1 + leaves]`, whether each worker's loss
         and each leaf of its gradient, in `jax.tree.leaves` order, is finite. Sends nothing.
+      metrics: `"mean"`: of loss and aux the means over workers, which costs every step one small
+        all-reduce, and so a wait for everybody. `"workers"`: `metrics["workers"]` holds each worker's
+        own, leaves `[workers, ...]`, and `active`, bool `[workers]`, where not all of them deliver (the
+        others report zeros). Nothing is sent: a step in which the method is silent is silent.
       bucket_bytes: leaves below this size travel together; None: a default by backend.
       sharding: over which further mesh axes parameters are split: a function
         `(path, shape) -> PartitionSpec`, or a pytree of `PartitionSpec` like the parameters. None: the
@@ -158,6 +178,7 @@ def execute(
         mesh = layout.default_mesh(workers) if verify.is_count(workers) else layout.default_mesh(1)
     layout.check_mesh(mesh, workers)
     verify.check_count("accumulate", accumulate)
+    verify.check_metrics(metrics)
     mesh = layout.as_auto(mesh)
     alone = workers == mesh.shape[worker.AXIS]
     spread = bool(layout.model_axes(mesh))
@@ -179,7 +200,7 @@ def execute(
 
     def advance(
         state: State, batch: PyTree, branch: int | None = None
-    ) -> tuple[State, tuple[dict[str, Any], Any]]:
+    ) -> tuple[State, tuple[Said, dict[str, Any]]]:
         kind = {} if branch is None else {"branch": branch}
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         loss_key = jax.random.fold_in(key, worker.index())
@@ -196,19 +217,12 @@ def execute(
             objective=lambda params: loss(params)[0],
             **kind,
         )
-        reported = {"loss": value, **aux}
-        if active is None:
-            metrics = reduction.mean(reported)
-        else:
-            # Idle workers report zeros: the mean over all, scaled up, is that over the others.
-            share = worker.mean(active.astype(value.dtype))
-            metrics = jax.tree.map(lambda m: m / share.astype(m.dtype), reduction.mean(reported))
-        if algorithm.report is not None:
-            metrics |= algorithm.report(new)
-        flags = worker.vary(_finite(value, grads)) if finite else ()
-        return State(new.step, new.shared, worker.vary(new.local)), (metrics, flags)
+        flags = _finite(value, grads) if finite else ()
+        said = Said({"loss": value, **aux}, () if active is None else active, flags)
+        report = {} if algorithm.report is None else algorithm.report(new)
+        return State(new.step, new.shared, worker.vary(new.local)), (worker.vary(said), report)
 
-    def branched(state: State, batch: PyTree) -> tuple[State, tuple[dict[str, Any], Any]]:
+    def branched(state: State, batch: PyTree) -> tuple[State, tuple[Said, dict[str, Any]]]:
         # The gradient is computed inside the branch that sends: XLA runs nothing beside a branch.
         if not overlap or algorithm.branches is None:
             return advance(state, batch)
@@ -227,17 +241,25 @@ def execute(
             lax.with_sharding_constraint(state.local, placed(state.local, local=True)),
         )
 
-    def settling(advance: Callable[[State, PyTree], Any]) -> Callable[[State, PyTree], Any]:
-        def settled_step(state: State, batch: PyTree) -> Any:
-            state, (metrics, flags) = advance(state, batch)
-            return settled(state), {**metrics, "finite": flags} if finite else metrics
+    def told(said: Said, report: dict[str, Any], *, leading: int = 0) -> dict[str, Any]:
+        flags = {"finite": said.finite} if finite else {}
+        if metrics == "workers":
+            active = {} if algorithm.active is None else {"active": said.active}
+            return {"workers": {**said.values, **active}, **report, **flags}
+        # After all steps of a scan: one message for all of them.
+        each = jax.tree.map(lambda x: jnp.moveaxis(x, leading, 0), (said.values, said.active))
+        return {**over_workers(_mean_of_active, (0, 0), None)(*each), **report, **flags}
 
-        return settled_step
+    def whole(advance: Callable[[State, PyTree], Any], *, leading: int = 0) -> Any:
+        def stepped(state: State, batch: PyTree) -> tuple[State, dict[str, Any]]:
+            state, (said, report) = advance(state, batch)
+            return settled(state), told(said, report, leading=leading)
 
-    one_step = over_workers(branched, (axes, 0), (axes, (None, 0)))
-    many_steps = over_workers(branched, (axes, 0), (axes, (None, 0)), scan=True)
-    compiled = jax.jit(settling(one_step), donate_argnums=0)
-    compiled_steps = jax.jit(settling(many_steps), donate_argnums=0)
+        return jax.jit(stepped, donate_argnums=0)
+
+    one_step = over_workers(branched, (axes, 0), (axes, (0, None)))
+    many_steps = over_workers(branched, (axes, 0), (axes, (0, None)), scan=True)
+    compiled, compiled_steps = whole(one_step), whole(many_steps, leading=1)
     start = jax.jit(lambda params: settled(over_workers(initial, (None,), axes)(params)))
     points = over_workers(lambda state: worker.vary(algorithm.gradient_at(state)), (axes,), 0)
     points_of = jax.jit(points)
@@ -285,21 +307,21 @@ def execute(
     def place(batch: PyTree, *, leading: int = 0) -> PyTree:
         return jax.tree.map(lambda x: _put(x, mesh, leading=leading, spread=spread), batch)
 
-    def bound(loss: Any) -> None:
+    def bound(metrics: dict[str, Any]) -> None:
         if not bounded:
             return
-        under_way.append(loss)
+        under_way.append(metrics.get("workers", metrics)["loss"])
         if len(under_way) > STEPS_IN_FLIGHT:
             jax.block_until_ready(under_way.popleft())
 
     def step(state: State, batch: PyTree) -> tuple[State, dict[str, Any]]:
         state, metrics = compiled(state, enter(state, batch, leading=0))
-        bound(metrics["loss"])
+        bound(metrics)
         return state, metrics
 
     def steps(state: State, batches: PyTree) -> tuple[State, dict[str, Any]]:
         state, metrics = compiled_steps(state, enter(state, batches, leading=1))
-        bound(metrics["loss"])
+        bound(metrics)
         return state, metrics
 
     @partial(jax.jit, static_argnums=1)
@@ -369,6 +391,20 @@ def _spread(x: Any, where: Any) -> jax.Array:
         return jax.device_put(x, where)
     # Here device_put would first send the value around, to compare what the processes hold.
     return jax.make_array_from_callback(np.shape(x), where, lambda rows: np.asarray(x)[rows])
+
+
+def _mean_of_active(values: dict[str, Any], active: Any) -> dict[str, Any]:
+    """The means over workers, or over those that are active, of what a worker says."""
+    means = reduction.mean(values)
+    if isinstance(active, tuple):
+        return means
+    # Idle workers report zeros: the mean over all, scaled up, is that over the others.
+    share = worker.mean(active.astype(means["loss"].dtype))
+
+    def of_active(m: jax.Array) -> jax.Array:
+        return m / jnp.expand_dims(share, range(share.ndim, m.ndim)).astype(m.dtype)
+
+    return jax.tree.map(of_active, means)
 
 
 def _finite(value: jax.Array, grads: PyTree) -> jax.Array:

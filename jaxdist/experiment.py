@@ -21,6 +21,9 @@ from jaxdist.executor import Trainer, execute
 from jaxdist.network import Network
 from jaxdist.tasks.base import Task
 
+# As a rule so many steps pass between two reports, and never more than that.
+REPORT_STEPS, MOST_REPORT_STEPS = 10, 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -34,6 +37,10 @@ class Experiment:
       seed: of the parameters and of every key in a step.
       evaluate_every: steps between two evaluations; there is one at the end besides.
       save_every: steps between two checkpoints; there is one at the end besides.
+      report_every: steps between two times at which losses and whatever else the workers say are
+        gathered, for all steps since the last time by one message, recorded and looked at for what is
+        not finite. In between nothing is sent for it: a process waits only for those its method
+        makes it wait for. None: 10, or up to 100 for a method that meets less often.
       resident: keep all examples on every device, where a step takes its own from; the batches are the
         same bit for bit. The stream must be a `jd.data.Stream` whose examples fit.
       reproducible: fix the order of every sum over workers: the same run bit for bit on any number of
@@ -60,6 +67,7 @@ class Experiment:
     seed: int = 0
     evaluate_every: int = 100
     save_every: int = 200
+    report_every: int | None = None
     resident: bool = False
     reproducible: bool = False
     clock: Clock | None = None
@@ -69,6 +77,8 @@ class Experiment:
     def __post_init__(self) -> None:
         for name in ("steps", "workers", "evaluate_every", "save_every"):
             check_period(name, getattr(self, name))
+        if self.report_every is not None:
+            check_period("report_every", self.report_every)
         if self.task.stream.workers != self.workers:
             raise ValueError(
                 f"the stream feeds {self.task.stream.workers} workers and workers={self.workers}: "
@@ -78,15 +88,14 @@ class Experiment:
             feed.check_resident(self.task.stream)
 
 
-def trainer_of(
-    experiment: Experiment, *, mesh: Mesh | None = None, finite: bool = False
-) -> Trainer:
+def trainer_of(experiment: Experiment, *, mesh: Mesh | None = None) -> Trainer:
     """What runs an experiment: to train it, to read its checkpoints, to look at its step.
+
+    Its metrics are those of each worker, for `step_metrics.lines`.
 
     Args:
       experiment: which.
       mesh: the devices; None: as many of all devices as divide its workers.
-      finite: report which values are finite, see `jd.execute`.
     """
     return execute(
         experiment.algorithm,
@@ -95,11 +104,26 @@ def trainer_of(
         mesh=mesh,
         seed=experiment.seed,
         reproducible=experiment.reproducible,
-        finite=finite,
+        finite=True,
+        metrics="workers",
         clock=experiment.clock,
         network=experiment.network,
         overlap=experiment.overlap,
     )
+
+
+def report_every(experiment: Experiment) -> int:
+    """After how many steps what the workers say is gathered: where they meet anyway, if that is known.
+
+    >>> import jaxdist as jd, optax
+    >>> task = jd.tasks.digits(4)
+    >>> local = jd.local_sgd(optax.sgd(0.1), period=8)
+    >>> report_every(jd.Experiment(algorithm=local, task=task, steps=100, workers=4))
+    16
+    """
+    waits = experiment.algorithm.waits
+    period = waits.period if waits else 1
+    return experiment.report_every or min(period * -(-REPORT_STEPS // period), MOST_REPORT_STEPS)
 
 
 class Config(NamedTuple):

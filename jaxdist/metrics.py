@@ -5,14 +5,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -27,10 +24,12 @@ class Recorder(NamedTuple):
 
     Attributes:
       write: `write(step, line)`: one more line.
+      reach: `reach(step)`: this step has begun to run, and its line comes later.
       sync: returns when all lines are on disk.
     """
 
     write: Callable[[int, dict[str, float]], None]
+    reach: Callable[[int], None]
     sync: Callable[[], None]
 
 
@@ -47,7 +46,7 @@ def recording(folder: Path, *, begin: int, steps: int) -> Iterator[Recorder]:
       steps: how many it has.
     """
     if jax.process_index() != 0:
-        yield Recorder(lambda step, line: None, lambda: None)
+        yield Recorder(lambda step, line: None, lambda step: None, lambda: None)
         return
     began = time.monotonic() - next(
         (m["seconds"] for m in reversed(run_folder.read_metrics(folder)) if "seconds" in m), 0.0
@@ -65,10 +64,10 @@ def recording(folder: Path, *, begin: int, steps: int) -> Iterator[Recorder]:
         def write(step: int, line: dict[str, float]) -> None:
             seconds = round(time.monotonic() - began, 3)
             append(json.dumps({"step": step, **line, "seconds": seconds}) + "\n")
-            bar.update(task, completed=step, description=f"loss {line['loss']:.4f}")
+            bar.update(task, description=f"loss {line['loss']:.4f}")
             event(step, line)
 
-        yield Recorder(write, sync)
+        yield Recorder(write, lambda step: bar.update(task, completed=step), sync)
 
 
 @contextlib.contextmanager
@@ -117,50 +116,3 @@ def evaluate(
         "worst_accuracy": float(jnp.min(measured.workers)),
         "consensus_distance": float(jnp.sqrt(sum(jax.tree.leaves(squares)))),
     }
-
-
-def fetch(metrics: PyTree, trainer: Trainer) -> PyTree:
-    """The metrics of a step as NumPy arrays, all of them on every process."""
-    if jax.process_count() > 1:
-        # Only what is not everywhere already: each such leaf is one more message.
-        metrics = jax.tree.map(
-            lambda x: x if x.is_fully_replicated else _everywhere(x, trainer.mesh), metrics
-        )
-    return jax.device_get(metrics)
-
-
-@partial(jax.jit, static_argnums=1)
-def _everywhere(x: jax.Array, mesh: Mesh) -> jax.Array:
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
-
-
-@jax.jit
-def finite_points(points: PyTree) -> jax.Array:
-    """Whether each worker's parameters are finite: leaves `[workers, ...]` -> `[workers, leaves]`."""
-    leaves = jax.tree.leaves(points)
-    return jnp.stack([jnp.isfinite(x).reshape(len(x), -1).all(1) for x in leaves], axis=1)
-
-
-def check_finite(step: int, finite: np.ndarray, params: PyTree, *, of: str = "gradient") -> None:
-    """Stops at the first value that is NaN or infinite.
-
-    Args:
-      step: of what.
-      finite: `metrics["finite"]`, bool `[workers, 1 + leaves]`, or without the column of the loss.
-      params: parameters, for the names of the leaves.
-      of: what the leaves are.
-
-    Raises:
-      FloatingPointError: names the step, the worker and the leaf.
-    """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    names = [f"{of}{jax.tree_util.keystr(path)}" for path, _ in leaves]
-    names = ["loss", *names][-finite.shape[1] :]
-    bad = np.argwhere(~finite)
-    if len(bad):
-        worker, leaf = bad[0]
-        raise FloatingPointError(
-            f"step {step}: worker {worker} has a value that is not finite in its {names[leaf]} "
-            f"({len(bad)} such values in all workers and leaves); the checkpoints before it are "
-            "kept; look at the data of this step, or write a smaller learning rate"
-        )

@@ -9,9 +9,10 @@ import jax
 from jaxdist import feed, layout, meeting, metrics, report, resuming, run_folder, stopping, store
 from jaxdist.algorithms.base import bytes_sent
 from jaxdist.data import check_batch
-from jaxdist.experiment import Config, trainer_of
+from jaxdist.experiment import Config, report_every, trainer_of
 from jaxdist.resuming import Resume, Say
 from jaxdist.saving import saving
+from jaxdist.step_metrics import check_finite, everywhere, finite_points, lines
 from jaxdist.watchdog import NOBODY, Watch
 
 
@@ -63,13 +64,14 @@ def _train(
 ) -> Outcome:
     # Shapes. All that can be refused is refused before anything is compiled or written.
     watch.enter("init", 0)
-    experiment = config.experiment
+    experiment, task = config.experiment, config.experiment.task
+    every = report_every(experiment)
     run_folder.check(folder, keywords=config.keywords, source=config.source)
-    check_batch(experiment.task.stream.batch(0), classes=experiment.task.classes)
+    check_batch(task.stream.batch(0), classes=task.classes)
 
     # Shardings. The executor lays workers on the devices of all processes.
-    trainer = trainer_of(experiment, finite=True)
-    params = experiment.task.init(jax.random.key(experiment.seed))
+    trainer = trainer_of(experiment)
+    params = task.init(jax.random.key(experiment.seed))
     sends = partial(bytes_sent, experiment.algorithm, params, workers=experiment.workers)
 
     # Arrays. Where the run is.
@@ -87,24 +89,20 @@ def _train(
     where = f"{experiment.workers} workers on {on}, in {folder}"
     say(f"{kind}: step {begin} of {experiment.steps}, {where}")
 
-    # Loop. Metrics are read one step late, so that the devices never wait for the host.
+    # Loop. The host waits for its own devices, a step late, and for those of others once in a while.
     done, pending, evaluated = begin, {}, {}
     with (
         metrics.recording(folder, begin=begin, steps=experiment.steps) as recorder,
-        feed.batches(
-            experiment.task.stream, trainer, begin, resident=experiment.resident
-        ) as batches,
+        feed.batches(task.stream, trainer, begin, resident=experiment.resident) as batches,
         saving(saves, keep=2, check=check) as saver,
     ):
 
         def settle() -> None:
             nonlocal sent
-            for step in list(pending):
-                line = metrics.fetch(pending.pop(step), trainer)
-                metrics.check_finite(step, line.pop("finite"), params)
+            for step, line in lines(pending, trainer, params, room=every):
                 sent += sends(step - 1)
-                line = {name: float(x) for name, x in line.items() if x.ndim == 0}
                 recorder.write(step, {**line, **evaluated.pop(step, {}), "bytes_sent": sent})
+            pending.clear()
 
         def meet(phase: str) -> None:
             watch.enter(phase, done)
@@ -114,8 +112,8 @@ def _train(
             """Saves what is known to be good, after the lines that lead to it."""
             meet("save")
             settle()
-            finite = metrics.fetch(metrics.finite_points(trainer.gradient_at(state)), trainer)
-            metrics.check_finite(done, finite, params, of="parameters")
+            finite = everywhere(finite_points(trainer.gradient_at(state)), trainer)
+            check_finite(done, finite, params, of="parameters")
             recorder.sync()
             saver.save(done, state)
 
@@ -125,14 +123,15 @@ def _train(
             watch.enter("step" if done > begin else "compile", done)
             with jax.transfer_guard("disallow"):
                 state, measured = trainer.step(state, batch)
+            jax.block_until_ready(pending.get(done))
+            if done % every == 0:
+                settle()
             done += 1
-            settle()
+            recorder.reach(done)
             pending[done] = measured
             if (last := done == experiment.steps) or done % experiment.evaluate_every == 0:
                 meet("evaluate")
-                evaluated[done] = metrics.evaluate(
-                    trainer, state, experiment.task.accuracy, experiment.task.test
-                )
+                evaluated[done] = metrics.evaluate(trainer, state, task.accuracy, task.test)
             if last or done % experiment.save_every == 0:
                 save()
         if done > begin:

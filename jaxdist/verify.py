@@ -25,6 +25,15 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} is not a positive integer; write for example {name}=2")
 
 
+def check_metrics(metrics: Any) -> None:
+    """Refuses what says neither of whom metrics are."""
+    if metrics not in ("mean", "workers"):
+        raise ValueError(
+            f'metrics={metrics!r}: expected "mean" over workers, or "workers" for those of each; '
+            'write metrics="mean"'
+        )
+
+
 def check_algorithm(algorithm: Any) -> None:
     """Refuses what is not an Algorithm, an optax rule above all."""
     if isinstance(algorithm, Algorithm):

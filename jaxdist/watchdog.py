@@ -178,8 +178,8 @@ def watching(
                 say(waiting(line))
             elif instant - said >= quiet and who()[0] == 0 and not sys.stderr.isatty():
                 said = instant
-                going = f"{rate:.1f} steps a second"
-                say(waiting(line) if line["lasted"] >= QUIET_SECONDS / 2 else going)
+                stands = not rate or line["lasted"] >= QUIET_SECONDS / 2
+                say(waiting(line) if stands else f"{rate:.1f} steps a second")
 
     def follow(folder: Path) -> None:
         if folder in folders:

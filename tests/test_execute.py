@@ -252,6 +252,54 @@ def test_idle_workers_deliver_nothing(devices):
     assert (np.asarray(trainer.gradient_at(state))[~busy] > 0).all()
 
 
+@pytest.mark.parametrize("devices", [2, 8])
+def test_metrics_of_workers_are_their_own_and_cost_no_message(devices):
+    def loss(x, batch, key):
+        return jnp.sum((x - batch) ** 2), {"aim": batch}
+
+    trainers = [
+        jd.execute(algorithm, loss, workers=8, mesh=mesh_of(devices), metrics="workers")
+        for algorithm in (jd.local_sgd(SGD, period=10), every_other())
+    ]
+    for trainer in trainers:
+        state = trainer.init(jnp.zeros(3))
+        lowered = trainer.compiled.lower(state, TARGETS)
+        assert not [c for c in jd.audit.collectives(lowered) if not c.branch]
+        for _ in range(2):
+            state, metrics = trainer.step(state, TARGETS)
+            each = metrics["workers"]
+            active = np.asarray(each.get("active", np.ones(8, bool)))
+            assert set(metrics) == {"workers"}
+            np.testing.assert_array_equal(each["aim"], TARGETS * active[:, None])
+            assert each["loss"].shape == (8,)
+        batches = np.stack([TARGETS] * 3)
+        _, metrics = trainer.steps(state, batches)
+        assert metrics["workers"]["loss"].shape == (3, 8)
+    assert active.sum() == 4
+
+
+def test_metrics_of_nobody_are_refused():
+    with pytest.raises(ValueError, match="metrics='worker': expected \"mean\""):
+        jd.execute(jd.all_reduce(SGD), pull, workers=8, metrics="worker")
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_a_scan_of_steps_reports_the_means_of_those_that_deliver(devices):
+    def loss(x, batch, key):
+        return jnp.sum((x - batch) ** 2), {"aim": batch}
+
+    trainer = jd.execute(every_other(), loss, workers=8, mesh=mesh_of(devices))
+    one, many = trainer.init(jnp.zeros(3)), trainer.init(jnp.zeros(3))
+    _, found = trainer.steps(many, np.stack([TARGETS] * 3))
+    for t in range(3):
+        one, expected = trainer.step(one, TARGETS)
+        jax.tree.map(
+            lambda a, b, t=t: np.testing.assert_allclose(a[t], b, rtol=1e-6), found, expected
+        )
+        busy = np.arange(8) % 2 == t % 2
+        np.testing.assert_allclose(expected["aim"], TARGETS[busy].mean(0), rtol=1e-6)
+
+
 @pytest.mark.parametrize(("devices", "inside"), [(8, True), (2, False)])
 def test_an_idle_worker_with_a_device_to_itself_computes_nothing(devices, inside):
     def loss(x, batch, key):

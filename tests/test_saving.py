@@ -190,3 +190,47 @@ def test_a_state_is_restored_bit_for_bit_on_any_number_of_devices(tmp_path, devi
     found = checkpoint.restore(tmp_path, on(devices)).state
     assert len(found["x"].sharding.device_set) == devices
     assert bits(found) == bits(on(4))
+
+
+MESHES = {
+    "workers first": lambda devices: jax.sharding.Mesh(devices.reshape(4, 2), ("worker", "fsdp")),
+    "workers last": lambda devices: jax.sharding.Mesh(devices.reshape(2, 4), ("fsdp", "worker")),
+    "other devices": lambda devices: jax.sharding.Mesh(
+        devices[::-1].reshape(2, 4), ("worker", "fsdp")
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("saved", "restored"),
+    [("workers first", "workers last"), ("workers last", "other devices")],
+)
+def test_a_state_is_restored_bit_for_bit_on_a_mesh_of_another_order(tmp_path, saved, restored):
+    def loss(params, batch, key):
+        return jnp.mean((batch @ params["w"] - 1.0) ** 2), {}
+
+    def trainer_on(name):
+        mesh = MESHES[name](np.array(jax.devices()))
+        rule = optax.sgd(0.1, momentum=0.9)
+        algorithm = jd.diloco(rule, optax.sgd(0.7, momentum=0.9), period=2)
+        return jd.execute(algorithm, loss, workers=8, mesh=mesh)
+
+    draw = np.random.default_rng(0)
+    batch = draw.normal(size=(8, 4, 64)).astype(np.float32)
+    params = {"w": draw.normal(size=(64, 64)).astype(np.float32)}
+    before, after = trainer_on(saved), trainer_on(restored)
+    state = before.init(params)
+    for _ in range(3):
+        state, _ = before.step(state, batch)
+    checkpoint.save(tmp_path, 3, state)
+    fresh = after.init(params)
+    found = checkpoint.restore(tmp_path, fresh).state
+    places = [[x.sharding for x in jax.tree.leaves(one)] for one in (found, fresh)]
+    assert places[0] == places[1]
+    assert any("fsdp" in str(where.spec) for where in places[0])
+    assert bits(found) == bits(state)
+    # And it goes on from there: step 4 is an outer one.
+    (one, _), (other, _) = before.step(state, batch), after.step(found, batch)
+    np.testing.assert_allclose(
+        after.readout(other)["w"], before.readout(one)["w"], rtol=1e-5, atol=1e-6
+    )

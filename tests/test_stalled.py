@@ -21,10 +21,11 @@ LOADER = f"""import os
             from concurrent.futures import ProcessPoolExecutor
             from multiprocessing import get_context
 
+            time.sleep(0.2)
             if not hasattr(self, "pool"):
                 self.pool = ProcessPoolExecutor(1, get_context("spawn"))
             worker = self.pool.submit(os.getpid).result()
-            if step == 9 and {MINE} == 1 and os.environ["JAXDIST_RESTARTS"] == "0":
+            if step == 13 and {MINE} == 1 and os.environ["JAXDIST_RESTARTS"] == "0":
                 os.kill(worker, 9)
                 self.pool.submit(os.getpid).result()"""
 
@@ -94,18 +95,19 @@ def test_a_loader_that_dies_is_an_error_and_the_run_goes_on(tmp_path):
     code, _, err = runs.ended(runs.launch(config, folder))
     assert code == 0, err
     assert "[process 1] concurrent.futures.process.BrokenProcessPool" in err
-    assert "BrokenProcessPool in phase data of step 9; restart 1 from step 7" in err
+    assert "BrokenProcessPool in phase data of step 13; restart 1 from step 7" in err
     assert runs.lines(folder)[-1]["step"] == 40
 
 
 def test_a_process_that_holds_the_interpreter_is_found_and_shows_where(tmp_path):
     config, folder = runs.small(tmp_path), tmp_path / "run"
-    process = runs.launch(config, folder, plan="hold:1@data=9", JAXDIST_PATIENCE_SECONDS="25")
+    # Slow, so that what is saved behind the loop after step 7 is there before step 13.
+    process = runs.launch(config, folder, "--slow", "0.2", plan="hold:1@data=13")
     code, _, err = runs.ended(process)
     assert code == 0, err
     # What it last wrote may be half a second old; the stack is of now.
     assert "process 1 is frozen, last seen in phase " in err
-    assert "no sign of life for 25 s, see the stacks above; restart 1 from step 7" in err
+    assert "no sign of life for 15 s, see the stacks above; restart 1 from step 7" in err
     assert 'fault_plan.py", line' in err
     assert re.search(r"\[process 0\] step \d+: waiting for process 1, silent for ", err)
     assert runs.lines(folder)[-1]["step"] == 40

@@ -66,6 +66,7 @@ FLOORS = {
     "feed": 8,
     "handshake": 8,
     "metrics": 8,
+    "step_metrics": 8,
     "resize": 8,
     "stopping": 8,
     "tasks": 8,
