@@ -39,7 +39,7 @@ def check(found, case, algorithm, *, always, steps=24):
 
 
 @LOCAL
-@pytest.mark.parametrize("metrics", ["mean", "workers"])
+@pytest.mark.parametrize("metrics", [pytest.param("mean", marks=pytest.mark.slow), "workers"])
 def test_a_silent_step_executes_no_collective(name, label, metrics):
     data, case = problem(8), cases.case(name, label)
     algorithm = case.make(8)

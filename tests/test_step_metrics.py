@@ -68,7 +68,7 @@ def test_nothing_said_is_no_line():
 
 def test_a_run_records_the_same_however_seldom_it_gathers(tmp_path):
     found = {}
-    for every in (1, 7, 10, 1000):
+    for every in (1, 7, 1000):
         config, folder = tmp_path / f"{every}.py", tmp_path / f"run{every}"
         config.write_text(runs.SMALL.replace("save_every=7", f"save_every=7, report_every={every}"))
         assert cli.main(["train", str(config), "--workdir", str(folder)]) == 0
@@ -77,7 +77,7 @@ def test_a_run_records_the_same_however_seldom_it_gathers(tmp_path):
             for line in runs.lines(folder)
         ]
     assert [line["step"] for line in found[1]] == list(range(1, 41))
-    assert found[1] == found[7] == found[10] == found[1000]
+    assert found[1] == found[7] == found[1000]
 
 
 def test_many_steps_of_any_number_compile_one_program():
