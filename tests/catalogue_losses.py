@@ -17,7 +17,8 @@ import twins
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxdist as jd
-from jaxdist import cluster, metrics
+from jaxdist import cluster
+from jaxdist.step_metrics import everywhere
 
 WORKERS, STEPS, DIMENSION = 8, 6, 8
 
@@ -51,9 +52,9 @@ def losses(name: str, layout: str) -> list[str]:
     for t in range(STEPS):
         batch = {k: v.astype(np.float32) for k, v in data.arrays(t).items()}
         state, measured = trainer.step(state, batch)
-        told.append(metrics.fetch(measured["loss"], trainer).item().hex())
-    for leaf in jax.tree.leaves(metrics.fetch(trainer.readout(state), trainer)):
-        told.append(np.asarray(leaf, np.float32).tobytes().hex())
+        told.append(everywhere(measured["loss"], trainer).item().hex())
+    for leaf in jax.tree.leaves(trainer.readout(state)):
+        told.append(everywhere(leaf, trainer).astype(np.float32).tobytes().hex())
     return told
 
 
