@@ -1,7 +1,7 @@
 """What a process that stops now and then costs each method: steps a second, beside those without it.
 
     python benchmarks/slow_process.py                     # five methods, four processes, about 8 minutes
-    python benchmarks/slow_process.py --methods gossip --rounds 1 --seconds 5
+    python benchmarks/slow_process.py --methods gossip_ring --rounds 1 --seconds 5
 
 One job of each method runs under `jaxdist launch`, and in turn, for some seconds each: nobody is
 disturbed (calm); process 1 is stopped (SIGSTOP) for 100 of every 200 milliseconds (half); every process is

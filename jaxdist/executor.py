@@ -137,8 +137,8 @@ def execute(
         and each leaf of its gradient, in `jax.tree.leaves` order, is finite. Sends nothing.
       metrics: `"mean"`: of loss and aux the means over workers, which costs every step one small
         all-reduce, and so a wait for everybody. `"workers"`: `metrics["workers"]` holds each worker's
-        own, leaves `[workers, ...]`, and `active`, bool `[workers]`, where not all of them deliver (the
-        others report zeros). Nothing is sent: a step in which the method is silent is silent.
+        own, leaves `[workers, ...]`, and `metrics["active"]`, bool `[workers]`, who delivered, where not
+        all do (the others report zeros). Nothing is sent: a silent step of a method is silent.
       bucket_bytes: leaves below this size travel together; None: a default by backend.
       sharding: over which further mesh axes parameters are split: a function
         `(path, shape) -> PartitionSpec`, or a pytree of `PartitionSpec` like the parameters. None: the
@@ -245,7 +245,7 @@ def execute(
         flags = {"finite": said.finite} if finite else {}
         if metrics == "workers":
             active = {} if algorithm.active is None else {"active": said.active}
-            return {"workers": {**said.values, **active}, **report, **flags}
+            return {"workers": said.values, **report, **active, **flags}
         # After all steps of a scan: one message for all of them.
         each = jax.tree.map(lambda x: jnp.moveaxis(x, leading, 0), (said.values, said.active))
         return {**over_workers(_mean_of_active, (0, 0), None)(*each), **report, **flags}

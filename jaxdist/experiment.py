@@ -115,6 +115,8 @@ def trainer_of(experiment: Experiment, *, mesh: Mesh | None = None) -> Trainer:
 def report_every(experiment: Experiment) -> int:
     """After how many steps what the workers say is gathered: where they meet anyway, if that is known.
 
+    Never more than between two saves, each of which gathers what there is.
+
     >>> import jaxdist as jd, optax
     >>> task = jd.tasks.digits(4)
     >>> local = jd.local_sgd(optax.sgd(0.1), period=8)
@@ -123,7 +125,8 @@ def report_every(experiment: Experiment) -> int:
     """
     waits = experiment.algorithm.waits
     period = waits.period if waits else 1
-    return experiment.report_every or min(period * -(-REPORT_STEPS // period), MOST_REPORT_STEPS)
+    usual = min(period * -(-REPORT_STEPS // period), MOST_REPORT_STEPS)
+    return min(experiment.report_every or usual, experiment.save_every)
 
 
 class Config(NamedTuple):

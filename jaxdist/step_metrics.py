@@ -15,7 +15,7 @@ PyTree = Any
 # What `trainer.step` returns beside the state, with `metrics="workers"` and `finite=True`.
 Metrics = Mapping[str, Any]
 # Of it, what is each worker's own.
-OWN = ("workers", "finite")
+OWN = ("workers", "active", "finite")
 
 
 def lines(
@@ -46,27 +46,33 @@ def lines(
     scalars = [{name: x for name, x in one.items() if name not in OWN} for one in told]
     scalars = jax.device_get(scalars)
     padded = [*told, *told[-1:] * (room - len(told))]
-    kept = [([one["workers"][name] for name in names], one["finite"]) for one in padded]
+    kept = [
+        ([one["workers"][name] for name in names], one.get("active"), one["finite"])
+        for one in padded
+    ]
     packed = np.asarray(_packed(kept, trainer.mesh))
     for step, one, own, each in zip(steps, told, scalars, packed, strict=False):
-        *columns, finite = each.T
+        *columns, active, finite = each.T
         if not finite.all():
             check_finite(step, everywhere(one["finite"], trainer), params)
-        numbers = dict(zip(names, columns, strict=True))
-        active = numbers.pop("active", np.ones(trainer.workers)) > 0
-        means = {name: x[active].mean(dtype=np.float64) for name, x in numbers.items()}
-        rounded = {name: float(mean.astype(packed.dtype)) for name, mean in means.items()}
+        means = [x[active > 0].mean(dtype=np.float64).astype(packed.dtype) for x in columns]
+        rounded = {name: float(mean) for name, mean in zip(names, means, strict=True)}
         yield step, {**rounded, **{name: float(x) for name, x in own.items() if x.ndim == 0}}
 
 
 @partial(jax.jit, static_argnums=1)
-def _packed(steps: Sequence[tuple[Sequence[jax.Array], jax.Array]], mesh: Mesh) -> jax.Array:
-    """What workers say of some steps, and whether all of it is finite: `[steps, workers, numbers]`."""
+def _packed(
+    steps: Sequence[tuple[Sequence[jax.Array], jax.Array | None, jax.Array]], mesh: Mesh
+) -> jax.Array:
+    """What workers say of some steps, who is active, whose is finite: `[steps, workers, numbers + 2]`."""
     dtype = jnp.result_type(float)
-    rows = [
-        jnp.stack([*(x.astype(dtype) for x in numbers), finite.all(1).astype(dtype)], axis=1)
-        for numbers, finite in steps
-    ]
+
+    def row(numbers: Sequence[jax.Array], active: jax.Array | None, finite: jax.Array) -> jax.Array:
+        all_finite = finite.all(1)
+        everybody = jnp.ones_like(all_finite) if active is None else active
+        return jnp.stack([x.astype(dtype) for x in (*numbers, everybody, all_finite)], axis=1)
+
+    rows = [row(*step) for step in steps]
     return jax.lax.with_sharding_constraint(jnp.stack(rows), NamedSharding(mesh, PartitionSpec()))
 
 

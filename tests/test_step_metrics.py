@@ -13,7 +13,9 @@ from jaxdist import cli, step_metrics
 
 
 def loss(params, batch, key):
-    return jnp.mean((batch - params) ** 2), {"largest": batch.max(), "each": batch}
+    # A name that is also ours.
+    aux = {"largest": batch.max(), "each": batch, "active": batch.min()}
+    return jnp.mean((batch - params) ** 2), aux
 
 
 def told(algorithm, batches, **named):
@@ -59,6 +61,11 @@ def test_the_lines_before_a_value_that_is_not_finite_are_given_and_it_is_named()
     assert [next(found)[0], next(found)[0]] == [1, 2]
     with pytest.raises(FloatingPointError, match="step 3: worker 5 .* in its loss"):
         next(found)
+
+
+def test_metrics_of_nobody_are_refused():
+    with pytest.raises(ValueError, match="metrics='worker': expected \"mean\""):
+        jd.execute(jd.all_reduce(optax.sgd(0.1)), loss, workers=8, metrics="worker")
 
 
 def test_nothing_said_is_no_line():
