@@ -32,7 +32,7 @@ import jaxdist as jd
 from jaxdist import peers, status
 
 METHODS = ("all_reduce", "local_sgd", "gossip", "diloco")
-STARTING = ("start", "read", "init", "restore", "compile")
+STARTING = ("import", "start", "read", "init", "restore", "compile")
 WORKING = ("data", "step", "evaluate", "save", "end")
 
 

@@ -18,13 +18,13 @@ from typing import Any
 import jax
 from jax._src import distributed
 
-from jaxdist import connections, fail_fast
+from jaxdist import connections, fail_fast, rank
 
 LOOPBACK = ("127.", "localhost", "[::1]")
 SECONDS = 600.0  # how long others are waited for
 START_SECONDS, CURE_SECONDS = 300, 30
 CURE = "start the same command once for each process (on TPU VMs: --worker=all)"
-ADDRESS, START = "JAX_COORDINATOR_ADDRESS", "JAXDIST_START_SECONDS"
+START = "JAXDIST_START_SECONDS"
 # How often a name was used: all processes use the same names in the same order.
 _used: Counter[str] = Counter()
 
@@ -45,16 +45,16 @@ def join() -> bool:
     If not all are there in that time the process ends, with a line that says how many are: JAX would
     abort it.
     """
-    given = os.environ.get(ADDRESS, "")
-    mine = _number("JAX_PROCESS_ID")
-    seconds = _number(START) or START_SECONDS
+    given = os.environ.get(rank.ADDRESS, "")
+    mine = rank.number(rank.MINE)
+    seconds = rank.number(START) or START_SECONDS
     if mine == 0 and given.startswith(LOOPBACK):
         _check_free(given)
     try:
         with _ending_after(seconds):
             jax.distributed.initialize(
                 # JAX itself reads the address from the environment, but not these two.
-                num_processes=_number("JAX_NUM_PROCESSES"),
+                num_processes=rank.number(rank.COUNT),
                 process_id=mine,
                 coordinator_bind_address=given if given.startswith(LOOPBACK) else None,
                 initialization_timeout=seconds + 60,
@@ -90,10 +90,7 @@ def place() -> tuple[int, int]:
 
 def expected() -> tuple[int, int]:
     """As `place`; before this process joins, what the environment says of it."""
-    if distributed.global_state.client is None and os.environ.get(ADDRESS):
-        count = _number("JAX_NUM_PROCESSES") or 1
-        return min(_number("JAX_PROCESS_ID") or 0, count - 1), count
-    return place()
+    return rank.expected() if distributed.global_state.client is None else place()
 
 
 def joining() -> str:
@@ -194,16 +191,7 @@ def _check_free(address: str) -> None:
             probe.bind((host.strip("[]"), int(port)))
     except OSError as error:
         raise ValueError(
-            f"{ADDRESS}={address}: {error.strerror}: port {port} is not free; write another port"
+            f"{rank.ADDRESS}={address}: {error.strerror}: port {port} is not free; write another port"
         ) from None
     except ValueError:
-        raise ValueError(f"{ADDRESS}={address!r}: expected host:port") from None
-
-
-def _number(variable: str) -> int | None:
-    text = os.environ.get(variable, "")
-    if text and not text.isdecimal():
-        raise ValueError(
-            f"{variable}={text!r}: expected a number, zero or more; write {variable}=0"
-        )
-    return int(text) if text else None
+        raise ValueError(f"{rank.ADDRESS}={address!r}: expected host:port") from None

@@ -14,6 +14,7 @@ STATUS = "status"  # the folder, inside a run's
 SILENT_SECONDS = 5.0
 # What a process does in a phase, and what the others wait for meanwhile.
 DOES = {
+    "import": "importing JAX",
     "start": "waiting for the other processes",
     "read": "reading the config and the data",
     "init": "making the parameters",

@@ -75,7 +75,8 @@ def watching(
     Args:
       who: `who()` -> the number of this process, and how many there are. One of several, or one that is
         supervised, is ended when it is stuck.
-      joining: `joining()` -> who has joined so far, in words.
+      joining: `joining()` -> who has joined so far, in words; asked in the phase `start`. Until the first
+        `enter` the phase is `import`.
 
     Example:
       >>> with watching(lambda: (0, 1)) as watch:
@@ -85,7 +86,7 @@ def watching(
     """
     patience, plan = patience_seconds(), fault_plan.read()
     began = time.monotonic()
-    now: dict[str, Any] = {"phase": "start", "step": 0, "since": began}
+    now: dict[str, Any] = {"phase": "import", "step": 0, "since": began}
     spent: defaultdict[str, float] = defaultdict(float)
     folders: list[Path] = []
     over = threading.Event()
@@ -193,7 +194,7 @@ def watching(
     thread = threading.Thread(target=look, name="watchdog", daemon=True)
     thread.start()
     try:
-        fault_plan.meet(plan, who()[0], "start", 0)
+        fault_plan.meet(plan, who()[0], "import", 0)
         yield Watch(enter, follow, lambda: (now["phase"], now["step"]))
     finally:
         over.set()

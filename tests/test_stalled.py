@@ -145,3 +145,16 @@ def test_compiling_is_no_silence_in_one_process_either(tmp_path):
     assert code == 0, err
     assert time.monotonic() - began > 10
     assert "step 0: compiling (" in err
+
+
+def test_importing_jax_is_no_silence(tmp_path):
+    (tmp_path / "jax.py").write_text("import sys, time\ntime.sleep(11)\nsys.exit(7)\n")
+    path = f"{tmp_path}:{runs.ROOT}"
+    others = {
+        "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": "1",
+    }
+    process = runs.start("train", runs.small(tmp_path), PYTHONPATH=path, **others)
+    code, _, err = runs.ended(process)
+    assert (code, err.strip()) == (7, "[process 1] step 0: importing JAX (9 s) ...")

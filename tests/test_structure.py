@@ -23,6 +23,7 @@ FLOORS = {
     "fail_fast": 0,
     "connections": 0,
     "peers": 0,
+    "rank": 0,
     "targets": 0,
     "store": 1,
     "lease": 2,

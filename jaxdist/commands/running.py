@@ -6,27 +6,32 @@ import shlex
 import sys
 from pathlib import Path
 
-from jaxdist import store, watchdog
+from jaxdist import fail_fast, rank, store, watchdog
 from jaxdist.commands import printing
 
 
 def train(options: argparse.Namespace, rest: list[str]) -> None:
     """Trains a config, or goes on with its run."""
-    from jaxdist import cluster, fail_fast
-
     folder = _run_of(options)
-    tried: list[bool] = []
+    # Who this process is: until JAX is there the environment says it.
+    known = [rank.expected]
 
-    def who() -> tuple[int, int]:
-        # Until it has tried to join, the environment says who this process will be.
-        return cluster.place() if tried else cluster.expected()
+    def joining() -> str:
+        from jaxdist import cluster
 
-    with watchdog.watching(who, joining=cluster.joining) as watch:
+        return cluster.joining()
+
+    with watchdog.watching(lambda: known[-1](), joining=joining) as watch:
         if fail_fast.supervised():
             watch.follow(folder)
+        from jaxdist import cluster  # and with it JAX, which can take long
+
+        known.append(cluster.expected)
+        watch.enter("start", 0)
         # JAX must join the other processes before a config makes its first array.
-        tried.append(cluster.join())
-        if not tried[0] and not fail_fast.supervised():
+        joined = cluster.join()
+        known.append(cluster.place)
+        if not joined and not fail_fast.supervised():
             return _train_here(options, rest, folder, watch)
         kept = Path(os.devnull) if store.afar(folder) else folder  # no error.json behind a URL
         with fail_fast.leaving(printing.exit_code, who=cluster.place, now=watch.now, folder=kept):
