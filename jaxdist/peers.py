@@ -3,6 +3,7 @@
 Each writes `status/<process>.json` twice a second (`jaxdist/watchdog.py`).
 """
 
+import contextlib
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,9 +36,25 @@ MUCH = 0.25
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """What each process last wrote, in their order."""
-    files = (folder / STATUS).glob("*.json")
-    found = [_json(file) for file in files if file.stem.isdecimal()]
+    found = []
+    for file in (folder / STATUS).glob("*.json"):
+        if file.stem.isdecimal():
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                found.append(record(file.read_text("utf-8")))
     return sorted((one for one in found if one), key=lambda one: one["process"])
+
+
+def record(text: str) -> dict[str, Any]:
+    """What a line or a file of JSON holds; empty: it was torn off by a kill.
+
+    >>> record('{"step": 7}'), record('{"st')
+    ({'step': 7}, {})
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def waits(mine: Mapping[str, Any], others: Sequence[Mapping[str, Any]], *, now: float) -> str:
@@ -103,11 +120,3 @@ def slow(one: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[st
         if rest and share >= MUCH and share >= 2 * statistics.median(rest):
             found.append(f"{words} {100 * share:.0f} % of the time")
     return found
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):  # torn off by a kill, or gone
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -4,7 +4,6 @@ Each process writes `status/<process>.json` twice a second (`jaxdist/peers.py`),
 each start and end (`jaxdist/launch.py`). Nothing here imports JAX.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -86,22 +85,14 @@ def supervisor(folder: Path) -> list[dict[str, Any]]:
     """What the newest supervisor wrote."""
     file = folder / peers.STATUS / launch.EVENTS
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
-    found = [event for event in map(_json, lines) if event]
+    found = [event for event in map(peers.record, lines) if event]
     return [event for event in found if event["pid"] == found[-1]["pid"]]
-
-
-def _json(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:  # torn off by a kill
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _of(folder: Path) -> str:
     """How many steps there are, if the config calls them so."""
     file = folder / "experiment.json"
-    record = _json(file.read_text("utf-8")) if file.exists() else {}
+    record = peers.record(file.read_text("utf-8")) if file.exists() else {}
     steps = record.get("keywords", {}).get("steps")
     return f" of {steps}" if steps else ""
 
