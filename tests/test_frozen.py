@@ -25,3 +25,14 @@ def test_only_a_living_process_that_is_silent_is_frozen(tmp_path):
     assert look() == frozen.Frozen(3, "step", 7, 0.2)
     write(tmp_path, 3)
     assert look() is None
+
+
+def test_a_clock_that_jumps_is_no_silence(tmp_path):
+    look = frozen.watcher(tmp_path, [10], seconds=0.2)
+    for told in (1e9, 2e9, 5.0):  # forward and back
+        write(tmp_path, 0, time=told)
+        assert look() is None
+        time.sleep(0.15)
+    assert look() is None
+    time.sleep(0.1)
+    assert look() is not None
