@@ -33,37 +33,42 @@ def join() -> bool:
     """Joins the processes of a TPU slice, a SLURM, Open MPI or Kubernetes job; alone it does nothing.
 
     JAX finds out where it runs; elsewhere `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
-    `JAX_PROCESS_ID` say it. Call it before anything else of JAX. A coordinator on the loopback
-    address listens there only. `JAXDIST_START_SECONDS` bounds the wait for the others (300).
+    `JAX_PROCESS_ID` say it, or the address, and any MPI the two others. Call it before anything else of
+    JAX. The only process of a host takes all GPUs that it sees. A coordinator on the loopback address
+    listens there only. `JAXDIST_START_SECONDS` bounds the wait for the others (300).
 
     Returns:
       Whether there are other processes.
 
     Raises:
-      ValueError: one of these variables is no number, or the coordinator's port is in use.
+      ValueError: one of these variables is no number, the coordinator's port is in use, or MPI has started
+        several processes and nothing says where the first one is.
 
     If not all are there in that time the process ends, with a line that says how many are: JAX would
     abort it.
     """
-    given = os.environ.get(rank.ADDRESS, "")
-    mine = rank.number(rank.MINE)
+    address = os.environ.get(rank.ADDRESS, "")
+    count, mine = rank.given()
     seconds = rank.number(START) or START_SECONDS
-    if mine == 0 and given.startswith(LOOPBACK):
-        _check_free(given)
+    if mine == 0 and address.startswith(LOOPBACK):
+        _check_free(address)
     try:
         with _ending_after(seconds):
             jax.distributed.initialize(
                 # JAX itself reads the address from the environment, but not these two.
-                num_processes=rank.number(rank.COUNT),
+                num_processes=count,
                 process_id=mine,
-                coordinator_bind_address=given if given.startswith(LOOPBACK) else None,
+                local_device_ids=rank.local_devices(),
+                coordinator_bind_address=address if address.startswith(LOOPBACK) else None,
                 initialization_timeout=seconds + 60,
                 shutdown_timeout_seconds=60,
             )
     except (ValueError, RuntimeError) as error:
         # Nobody to join; or this process has used JAX already, and so is on its own.
-        alone = "coordinator_address should be defined", "must be called before any JAX"
-        if not any(reason in str(error) for reason in alone):
+        nobody, used = "coordinator_address should be defined", "must be called before any JAX"
+        if nobody in str(error) and (cure := rank.unjoined()):
+            raise ValueError(cure) from None
+        if nobody not in str(error) and used not in str(error):
             raise
         return False
     # Not jax.process_count(): devices are looked for together, and that hangs where counts differ.
