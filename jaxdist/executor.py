@@ -67,7 +67,8 @@ class Trainer(NamedTuple):
         what the algorithm reports stands beside them. With `metrics="workers"` they are each
         worker's own, in `metrics["workers"]`.
       steps: `steps(state, batches)` -> `(state, metrics)`: k steps in one call by a scan; leaves
-        `[k, workers, ...]`, metrics `[k, ...]`, whose means are taken once, after the last step.
+        `[k, workers, ...]`, metrics `[k, ...]`, whose means are taken once, after the last step. Until
+        then a device holds loss and aux of its workers for all k: keep large arrays out of aux, or k small.
       gradient_at: `gradient_at(state)` -> where each worker's next gradient is taken, leaves
         `[workers, ...]`.
       readout: `readout(state)` -> the parameters to evaluate and deploy.
