@@ -249,6 +249,29 @@ def restore(
     )
 
 
+def set_aside(directory: str | os.PathLike[str], *, after: int) -> list[str]:
+    """Gives every step after one that was restored another name, `<step>.refused-<n>`.
+
+    All of them were refused. A run that goes on from the older one would take them for saved when it comes
+    to them, and for some of those that it keeps.
+
+    Args:
+      directory: as of `restore`. With several processes all call this, and the first one does it.
+      after: the step that was restored.
+
+    Returns:
+      One line for each, on the first process.
+    """
+    root = _root(directory)
+    said = []
+    for number in steps(root) if jax.process_index() == 0 else ():
+        if number > after:
+            kept = _unused(root / str(number))
+            store.move(root / str(number), kept)
+            said.append(f"step {number} is set aside as {kept.name}")
+    return said
+
+
 def steps(directory: str | os.PathLike[str]) -> list[int]:
     """The committed steps in a directory, oldest first, intact or not."""
     root = _root(directory)

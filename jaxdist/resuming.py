@@ -11,7 +11,7 @@ Say = Callable[[str], None]
 
 
 def newest(folder: Path, state: Any, *, resume: Resume, say: Say) -> tuple[Any, int]:
-    """The state to go on from, and its step.
+    """The state to go on from, and its step. Newer ones that were refused are set aside.
 
     Args:
       folder: the run's.
@@ -27,9 +27,11 @@ def newest(folder: Path, state: Any, *, resume: Resume, say: Say) -> tuple[Any, 
         raise ValueError(f"--resume must: {folder} holds no checkpoint; write --resume auto")
     if resume == "never" and found is not None:
         raise ValueError(f"--resume never: {folder} holds step {found.step}; choose another folder")
-    for line in () if found is None else found.said:
+    if found is None:
+        return state, 0
+    for line in (*found.said, *checkpoint.set_aside(folder / "checkpoints", after=found.step)):
         say(line)
-    return (state, 0) if found is None else (found.state, found.step)
+    return found.state, found.step
 
 
 def kind(begin: int, steps: int) -> str:

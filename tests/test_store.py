@@ -252,6 +252,8 @@ def test_a_run_behind_a_url_goes_on_and_is_the_run_of_a_disk(url, tmp_path, caps
     code, out, _ = train(url)
     assert "step 40 refused: about/metadata has" in out
     assert "resuming: step 35 of 40" in out
+    assert names(f"{url}/checkpoints") == ["35", "40", "40.refused-1"]
+    assert "already complete: step 40 of 40" in train(url)[1]
     (folder / "experiment.json").write_text("{}")
     code, _, err = train(url)
     assert (code, "was not written by jaxdist" in err) == (2, True)
