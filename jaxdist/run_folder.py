@@ -30,13 +30,14 @@ import jax
 
 from jaxdist import cluster, lease, store
 from jaxdist.fail_fast import ERROR
-from jaxdist.manifest import JSON_BYTES
+from jaxdist.manifest import JSON_BYTES, MANIFEST
 from jaxdist.peers import STATUS
 
 LOCK = lease.LOCK
 RECORD = "experiment.json"
 METRICS = "metrics.jsonl"
 SOURCE = "config.py.txt"
+KEPT = 2  # checkpoints; while the next one is written there are three
 PACKAGES = ("jaxdist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -183,23 +184,19 @@ def claim(
     """Writes down what the run is made of, unless the folder holds it already.
 
     Raises:
-      ValueError: what `check` refuses (here process 0 looks alone), or the disk has no room for three
-        checkpoints of `state`, the two that are kept and the next. Nothing was written.
+      ValueError: what `check` refuses (here process 0 looks alone), or the disk has no room for as many
+        more checkpoints of `state` as make three, the two that are kept and the next. Nothing was written.
     """
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     if store.afar(folder):
-        here, count, words, cure = (
-            Path(tempfile.gettempdir()),
-            1,
-            "one checkpoint needs",
-            "set TMPDIR",
-        )
+        here, more, cure = Path(tempfile.gettempdir()), 1, "set TMPDIR"
     else:
-        here, count, words, cure = folder, 3, "three checkpoints need", "choose another folder"
+        here, more, cure = folder, KEPT + 1 - min(_saved(folder), KEPT), "choose another folder"
     free = store.free_bytes(here)
-    if free is not None and free < count * needed:
+    if free is not None and free < more * needed:
         raise ValueError(
-            f"--workdir {here} has {free:,} bytes free and {words} {count * needed:,}: {cure}"
+            f"--workdir {here} has {free:,} bytes free, and {more} checkpoint{'s' if more > 1 else ''} more "
+            f"will need {more * needed:,}: {cure}"
         )
     if jax.process_index() != 0:
         return
@@ -217,6 +214,11 @@ def claim(
     }
     replace(folder / SOURCE, source)
     replace(folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def _saved(folder: Path) -> int:
+    """How many checkpoints are there."""
+    return sum(p.parent.name.isdecimal() for p in folder.glob(f"checkpoints/*/{MANIFEST}"))
 
 
 def read_record(folder: Path) -> dict[str, Any]:

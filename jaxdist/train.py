@@ -81,7 +81,7 @@ def _train(
     state, begin = resuming.newest(folder, state, resume=resume, say=say)
     meeting.check_same_step(begin)
     claim = partial(run_folder.claim, folder, config=str(config.path), keywords=config.keywords)
-    claim(source=config.source, state=state)
+    claim(source=config.source, state=state if begin < experiment.steps else ())
     if not store.afar(folder):
         watch.follow(folder)
     sent = run_folder.forget_after(folder, begin).get("bytes_sent", 0)
@@ -94,7 +94,7 @@ def _train(
     with (
         metrics.recording(folder, begin=begin, steps=experiment.steps) as recorder,
         feed.batches(task.stream, trainer, begin, resident=experiment.resident) as batches,
-        saving(saves, keep=2, check=check) as saver,
+        saving(saves, keep=run_folder.KEPT, check=check) as saver,
     ):
 
         def settle() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -205,8 +206,27 @@ def test_a_folder_that_is_none_or_has_no_room_is_refused(tmp_path, monkeypatch, 
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
     code, _, err = shell("train", config, "--workdir", tmp_path / "run")
     assert (code, err.count("\n")) == (2, 1)
-    assert "has 100 bytes free and three checkpoints need" in err
+    assert "has 100 bytes free, and 3 checkpoints more will need" in err
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["lock"]
+
+
+def test_what_is_saved_already_needs_no_more_room(tmp_path, monkeypatch, shell):
+    config, folder = runs.small(tmp_path), tmp_path / "run"
+    assert shell("train", config, "--workdir", folder, "--steps", "21")[0] == 0
+    newest = folder / "checkpoints" / "21"
+    shutil.rmtree(newest)  # one step is left, and two more will be there
+    left = []
+    room = lambda folder: shutil._ntuple_diskusage(2**20, 2**20 - left[0], left[0])  # noqa: E731
+    monkeypatch.setattr(shutil, "disk_usage", room)
+    left.append(100)
+    code, _, err = shell("train", config, "--workdir", folder, "--steps", "21")
+    assert code == 2
+    needed = int(re.search(r"2 checkpoints more will need ([\d,]+)", err)[1].replace(",", ""))
+    left[0] = needed
+    assert shell("train", config, "--workdir", folder, "--steps", "21")[0] == 0
+    left[0] = 0
+    code, out, _ = shell("train", config, "--workdir", folder, "--steps", "21")
+    assert (code, "already complete" in out) == (0, True)
 
 
 def test_what_a_kill_left_unfinished_refuses_no_run(tmp_path):
