@@ -33,8 +33,9 @@ def watcher(
 ) -> Callable[[], Frozen | None]:
     """Makes `look()` -> the first process whose status has not changed for so long; None: none.
 
-    A process writes its status twice a second whatever its loop does (`jaxdist/watchdog.py`). Time is
-    counted here, by a clock that does not jump, and not while the host sleeps.
+    A process writes its status twice a second whatever its loop does, or touches it where the disk is full
+    (`jaxdist/watchdog.py`). Time is counted here, by a clock that does not jump, and not while the host
+    sleeps.
 
     Args:
       folder: the run's.
@@ -42,23 +43,25 @@ def watcher(
       seconds: how long is too long.
     """
     begun = time.monotonic()
-    seen: dict[int, tuple[float, float]] = {}
+    seen: dict[int, tuple[Any, float]] = {}
 
     def look() -> Frozen | None:
         for process, pid in enumerate(pids):
             try:
-                status = json.loads((folder / peers.STATUS / f"{process}.json").read_text("utf-8"))
+                file = folder / peers.STATUS / f"{process}.json"
+                status = json.loads(file.read_text("utf-8"))
+                sign = status["time"], file.stat().st_mtime_ns
             except (OSError, ValueError):
-                status: dict[str, Any] = {"pid": None}
+                status, sign = dict[str, Any](pid=None), None
             if status["pid"] != pid:
                 if time.monotonic() - begun > seconds + BEGIN_SECONDS and process not in seen:
                     return Frozen(process, "", 0, seconds + BEGIN_SECONDS)
                 continue
             if status["phase"] == "end":
                 continue
-            written, since = seen.get(process, (0.0, 0.0))
-            if written != status["time"]:
-                seen[process] = status["time"], time.monotonic()
+            last, since = seen.get(process, (None, 0.0))
+            if last != sign:
+                seen[process] = sign, time.monotonic()
             elif time.monotonic() - since > seconds:
                 return Frozen(process, status["phase"], status["step"], seconds)
         return None

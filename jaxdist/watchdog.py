@@ -124,11 +124,16 @@ def watching(
 
     def write(line: dict[str, Any]) -> None:
         for folder in folders:
+            file = folder / peers.STATUS / f"{who()[0]}.json"
             # A status is not worth a run: a full disk is found by what must be written.
-            with contextlib.suppress(OSError):
-                unfinished = folder / peers.STATUS / f"{who()[0]}.json.tmp"
+            try:
+                unfinished = file.with_name(f"{file.name}.tmp")
                 unfinished.write_text(json.dumps(line), "utf-8")
-                unfinished.replace(unfinished.with_suffix(""))
+                unfinished.replace(file)
+            except OSError:
+                # A sign of life needs no room.
+                with contextlib.suppress(OSError):
+                    os.utime(file)
 
     def waiting(line: dict[str, Any]) -> str:
         told = [one for folder in folders for one in peers.read(folder)]

@@ -10,7 +10,7 @@ import pytest
 import runs
 
 import jaxdist
-from jaxdist import checkpoint, cli, experiment
+from jaxdist import checkpoint, cli, experiment, watchdog
 
 # Something happens when a batch is asked for.
 HOOK = runs.SMALL.replace(
@@ -80,6 +80,24 @@ def test_no_intact_checkpoint_is_exit_code_3_and_never_a_fresh_start(tmp_path, s
     assert {p: p.read_bytes() for p in before} == before
 
 
+def test_a_damaged_step_is_set_aside_and_written_again(tmp_path, shell):
+    config, folder = runs.small(tmp_path), tmp_path / "run"
+    command = ("train", config, "--steps", 21, "--workdir", folder)
+    assert shell(*command)[0] == 0
+    undisturbed = runs.recorded(folder)
+    file = folder / "checkpoints" / "21" / "about" / "metadata"
+    file.write_bytes(file.read_bytes()[:-1])
+    code, out, _ = shell(*command)
+    assert code == 0
+    assert "step 21 is set aside as 21.refused-1" in out
+    assert "resuming: step 14 of 21" in out
+    # What it has trained again is kept, and what was intact before it.
+    assert newest(config, folder) == 21
+    assert checkpoint.steps(folder / "checkpoints") == [14, 21]
+    assert runs.recorded(folder) == undisturbed
+    assert "already complete" in shell(*command)[1]
+
+
 @NEEDS_ROOT
 @pytest.mark.parametrize(
     ("room", "said"),
@@ -117,6 +135,25 @@ if step == 102 and os.path.exists({str(disk / "begin")!r}):
     assert code == 0
     assert "resuming: step 100 of 200" in out
     assert [line["step"] for line in runs.lines(folder)] == list(range(1, 201))
+
+
+@NEEDS_ROOT
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_disk_that_is_full_for_a_while_is_no_frozen_process(tmp_path, disk):
+    body = f"""
+import os, time
+if step == 15 and os.environ["JAX_PROCESS_ID"] == "1":
+    with open({str(disk / "fill")!r}, "wb", buffering=0) as fill:
+        free = os.statvfs({str(disk)!r})
+        fill.write(bytes(free.f_bavail * free.f_frsize))
+    time.sleep({watchdog.FROZEN_SECONDS + 3})
+    os.unlink({str(disk / "fill")!r})"""
+    config = hooked(tmp_path, body, HOOK.replace("save_every=7", "save_every=100"))
+    job = runs.launch(str(config), disk / "run", "--steps", "18")
+    code, _, err = runs.ended(job)
+    assert code == 0, err
+    assert [event["event"] for event in runs.events(disk / "run")] == ["start", "done"]
 
 
 @NEEDS_ROOT

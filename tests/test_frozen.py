@@ -1,6 +1,7 @@
 """A process that writes no status is frozen; one that has ended, or is another's, is not."""
 
 import json
+import os
 import time
 
 from jaxdist import frozen
@@ -36,3 +37,13 @@ def test_a_clock_that_jumps_is_no_silence(tmp_path):
     assert look() is None
     time.sleep(0.1)
     assert look() is not None
+
+
+def test_a_process_that_can_only_touch_its_status_lives(tmp_path):
+    look = frozen.watcher(tmp_path, [10], seconds=0.2)
+    write(tmp_path, 0)
+    for _ in range(3):
+        assert look() is None
+        time.sleep(0.15)
+        os.utime(tmp_path / "status" / "0.json")
+    assert look() is None
