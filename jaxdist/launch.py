@@ -98,7 +98,7 @@ def launch(
                 # The traceback comes last, where it is looked for.
                 _say(why and f"jaxdist launch: {end.cause}; given up: {why}", end.told)
                 return end.code
-            saved, before = max(step, saved), end.same
+            saved, before = step, end.same
             pause = min(FIRST_PAUSE_SECONDS * 2 ** (failures - 1), LONGEST_PAUSE_SECONDS)
             restarts += 1
             _say(

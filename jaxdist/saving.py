@@ -1,4 +1,4 @@
-"""Checkpoints written behind the loop's back: the loop pays for a copy of the state, no more."""
+"""Checkpoints written behind the loop's back: the loop stands while the state is copied, no longer."""
 
 import concurrent.futures
 import contextlib
