@@ -85,7 +85,7 @@ def _inherited(config: Config, folder: Path) -> tuple[State, str]:
         )
     where = f"from step {found.step} of {folder}, {other.experiment.workers} workers"
     where = "; ".join([*found.said, where])
-    differs = {k for k in config.keywords if config.keywords[k] != other.keywords.get(k)}
+    differs = run_folder.changes(other.keywords, config.keywords).keys()
     if other.source != config.source or differs - MEMBERSHIP:
         params = old.readout(found.state)
         new, state = _trainer(config, like=params)

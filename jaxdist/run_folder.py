@@ -151,17 +151,26 @@ def _holds(folder: Path, *, keywords: dict[str, Any], source: str) -> bool:
             f"look at {SOURCE} there, or choose another folder and begin from that run: "
             f"--workdir NEW --init-from {folder}"
         )
-    now, then = json.loads(json.dumps(keywords)), before["keywords"]
-    changed = [name for name in sorted({*now, *then}) if now.get(name) != then.get(name)]
-    if changed:
+    if changed := changes(before["keywords"], keywords):
         difference = ", ".join(
-            f"{name}={then.get(name)!r} there and {now.get(name)!r} here" for name in changed
+            f"{name}={then!r} there and {now!r} here" for name, (then, now) in changed.items()
         )
         raise ValueError(
             f"--workdir {folder} holds another experiment ({difference}): choose another folder, and to "
             f"begin from that run: --workdir NEW --init-from {folder}"
         )
     return True
+
+
+def changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keywords that differ, with both values as JSON gives them back: a tuple is a list then.
+
+    >>> changes({"hidden": [32], "steps": 9}, {"hidden": (32,), "steps": 12})
+    {'steps': (9, 12)}
+    """
+    then, now = (json.loads(json.dumps(keywords)) for keywords in (then, now))
+    pairs = {name: (then.get(name), now.get(name)) for name in sorted({*then, *now})}
+    return {name: (a, b) for name, (a, b) in pairs.items() if a != b}
 
 
 def _others(folder: Path) -> list[str]:

@@ -68,6 +68,19 @@ def test_other_workers_go_on_at_the_same_step(finished, tmp_path, capsys):
     assert "already complete: step 15 of 15" in out
 
 
+def test_a_tuple_is_the_same_when_it_is_read_back(tmp_path, capsys):
+    config = tmp_path / "tuple.py"
+    config.write_text(ANY.replace("workers: int = 4,", "workers: int = 4, hidden: tuple = (32,),"))
+    arguments = ["train", config, "--workdir"]
+    assert shell(capsys, *arguments, tmp_path / "four", "--steps", 7)[0] == 0
+    more = ["--init-from", tmp_path / "four", "--workers", 6, "--steps", 8]
+    code, out, err = shell(capsys, *arguments, tmp_path / "six", *more)
+    assert code == 0, err
+    assert "from step 7 of" in out
+    assert "6 from now on" in out
+    assert [line["step"] for line in runs.lines(tmp_path / "six")] == [8]
+
+
 def test_more_steps_carry_everything(finished, tmp_path, capsys):
     config, source = finished
     arguments = ["train", config, "--steps", 20]
