@@ -16,10 +16,11 @@ from typing import NoReturn
 
 INTERRUPTED = 130
 FAILED = 70  # the exit code after an error that nobody foresaw
+REFUSAL = 2
 NOTHING_INTACT = 3  # there are checkpoints, and none can be believed
 NO_ROOM = 74  # the disk is full, or gone
 STUCK = 75  # of a process that waited too long
-REFUSED = (1, 2, NOTHING_INTACT, NO_ROOM)  # another try would only say the same: a line is enough
+REFUSED = (1, REFUSAL, NOTHING_INTACT, NO_ROOM)  # another try would only say the same: a line is enough
 ERRORS = "JAXDIST_ERRORS"  # where a supervisor looks for errors
 ERROR = "error.json"
 
@@ -32,7 +33,7 @@ def leaving(
     now: Callable[[], tuple[str, int]],
     folder: Path,
 ) -> Iterator[None]:
-    """Inside, an error is told and ends the process.
+    """Inside, an error is told and ends the process; so is `sys.exit` of a config, but with 0 or nothing.
 
     Args:
       code: `code(error)` -> the exit code of an error that was foreseen, else 0.
@@ -42,11 +43,24 @@ def leaving(
     """
     try:
         yield
-    except SystemExit:  # of --help
-        raise
+    except SystemExit as end:
+        if end.code in (None, 0):  # of --help
+            raise
+        # As Python would end it, were there nobody to wait for; a text is a refusal, and no number.
+        number = end.code if isinstance(end.code, int) else REFUSAL
+        _leave(_exited(end), code=number, process=who()[0], at=now(), folder=folder)
     except BaseException as error:
         stopped = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
         _leave(error, code=code(error) or stopped, process=who()[0], at=now(), folder=folder)
+
+
+def _exited(end: SystemExit) -> SystemExit:
+    """What a config says when it ends its process: its text, or, of a number, where it did."""
+    if not isinstance(end.code, int):
+        return end
+    frames = traceback.extract_tb(end.__traceback__)
+    where = f"{frames[-1].filename}:{frames[-1].lineno}"
+    return SystemExit(f"{where} ended with exit code {end.code}").with_traceback(end.__traceback__)
 
 
 def _leave(

@@ -121,6 +121,33 @@ def test_an_error_in_one_process_ends_all_at_once_and_its_traceback_is_last(tmp_
     assert first["time"] < told["time"]
 
 
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        ("'no data on this host'", 2, "[process 1] no data on this host"),
+        ("1", 1, "small.py:{line} ended with exit code 1"),
+    ],
+)
+def test_a_config_that_ends_one_process_ends_all_and_is_told(tmp_path, given, code, said):
+    config, folder = runs.small(tmp_path), tmp_path / "run"
+    gone = tmp_path / "gone"
+    body = f"""    import os, pathlib, sys, time
+    if os.environ["JAX_PROCESS_ID"] == "1":
+        pathlib.Path({str(gone)!r}).write_text(str(time.time()))
+        sys.exit({given})
+"""
+    text = runs.SMALL.replace("    draw = np", body + "    draw = np", 1)
+    (tmp_path / "small.py").write_text(text)
+    ended, _, err = runs.ended(runs.launch(config, folder))
+    assert ended == code, err
+    line = text[: text.index("sys.exit")].count("\n") + 1
+    assert said.format(line=line) in err
+    assert "Traceback" not in err
+    assert runs.events(folder)[-1]["cause"] == "refused"
+    # The supervisor lets the others refuse something too, for 5 s.
+    assert runs.events(folder)[-1]["time"] - float(gone.read_text()) < 7
+
+
 @pytest.mark.parametrize("victims", [(1,), (0, 1)])
 def test_a_term_to_one_or_to_all_saves_one_common_step(whole, tmp_path, victims):
     config, folder = runs.small(tmp_path), tmp_path / "run"
