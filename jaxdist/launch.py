@@ -313,8 +313,7 @@ def _alone(folder: Path) -> Iterator[Callable[..., None]]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
-        for old in status.glob("*.json"):
-            old.unlink()
+        peers.forget(folder)
 
         def event(name: str, **more: Any) -> None:
             line = {"time": time.time(), "event": name, "pid": os.getpid(), **more}

@@ -44,6 +44,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return sorted((one for one in found if one), key=lambda one: one["process"])
 
 
+def forget(folder: Path) -> None:
+    """Removes what the processes of an earlier try wrote; whoever is alive writes it again at once."""
+    for file in (folder / STATUS).glob("*.json"):
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
 def record(text: str) -> dict[str, Any]:
     """What a line or a file of JSON holds; empty: it was torn off by a kill.
 

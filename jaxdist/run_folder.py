@@ -28,10 +28,8 @@ from typing import Any
 
 import jax
 
-from jaxdist import cluster, lease, store
-from jaxdist.fail_fast import ERROR
+from jaxdist import cluster, fail_fast, lease, peers, store
 from jaxdist.manifest import JSON_BYTES, MANIFEST
-from jaxdist.peers import STATUS
 
 LOCK = lease.LOCK
 RECORD = "experiment.json"
@@ -175,7 +173,7 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, A
 
 def _others(folder: Path) -> list[str]:
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    own = (LOCK, SOURCE, STATUS, ERROR)
+    own = (LOCK, SOURCE, peers.STATUS, fail_fast.ERROR)
     # What another process is writing, or a kill left unfinished, see `replace`.
     unfinished = [f"{name}.tmp" for name in (*own, RECORD)]
     return sorted(name for name in names if name not in (*own, *unfinished))
@@ -209,7 +207,9 @@ def claim(
         )
     if jax.process_index() != 0:
         return
-    (folder / ERROR).unlink(missing_ok=True)
+    (folder / fail_fast.ERROR).unlink(missing_ok=True)
+    if not store.afar(folder) and not fail_fast.supervised():  # a supervisor has done it
+        peers.forget(folder)
     if _holds(folder, keywords=keywords, source=source):
         return
     record = {

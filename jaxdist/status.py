@@ -30,7 +30,9 @@ def rows(folder: Path, *, now: float | None = None) -> Iterator[tuple[str, str]]
     told = peers.read(folder)
     newest = max((one["restarts"] for one in told), default=0)
     processes = [one for one in told if one["restarts"] == newest]
-    events = supervisor(folder)
+    # Of processes that nobody supervises, what a supervisor once wrote says nothing.
+    alone = told and not any(one.get("supervised", True) for one in told)
+    events = [] if alone else supervisor(folder)
     if not processes and not events:
         raise ValueError(f"{folder} holds no status: expected the folder of a run; write runs/NAME")
     yield "run folder", str(folder)

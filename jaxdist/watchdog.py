@@ -119,6 +119,7 @@ def watching(
             "steps_per_second": round(rate, 3),
             "shares": {name: round(share, 3) for name, share in shares.items()},
             "restarts": fault_plan.restarts(),
+            "supervised": fail_fast.supervised(),
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
         }
 

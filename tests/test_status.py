@@ -3,7 +3,9 @@
 import json
 import time
 
-from jaxdist import cli, peers, status, watchdog
+import runs
+
+from jaxdist import cli, fail_fast, peers, run_folder, status, watchdog
 
 
 def written(folder, *processes, events=()):
@@ -59,6 +61,40 @@ def test_what_the_thread_writes_is_what_is_shown(tmp_path):
     (one,) = peers.read(tmp_path)
     assert (one["phase"], one["step"], one["processes"]) == ("step", 17, 1)
     assert dict(status.rows(tmp_path))["step"] == "17"
+
+
+def test_a_plain_run_shows_nothing_of_the_supervised_one_before_it(tmp_path, capsys):
+    """Which had four processes and two restarts, and has ended."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    written(
+        folder,
+        *[{"restarts": 2, "phase": "end", "time": time.time() - 60} for _ in range(4)],
+        events=[
+            {"event": "start", "restarts": 0},
+            {"event": "failed", "cause": "process 1 died of SIGKILL"},
+            {"event": "start", "restarts": 1},
+            {"event": "done", "cause": "done"},
+        ],
+    )
+    before = dict(status.rows(folder))
+    assert (before["processes"], before["supervisor"]) == ("4 of 4", "done: done")
+    config = runs.small(tmp_path)
+    assert cli.main(["train", config, "--steps", "2", "--workdir", str(folder)]) == 0
+    shown = dict(status.rows(folder))
+    assert (shown["processes"], shown["step"], shown["restarts"]) == ("1 of 1", "2 of 2", "0")
+    assert not {"supervisor", "  because", "process 1"} & shown.keys()
+    assert shown["stragglers"] == "none"
+
+
+def test_supervised_processes_keep_what_they_wrote_before_the_claim(tmp_path, monkeypatch):
+    written(tmp_path, {}, {"phase": "init"})
+    monkeypatch.setenv(fail_fast.ERRORS, str(tmp_path))
+    run_folder.claim(tmp_path, config="a.py", keywords={}, source="")
+    assert len(peers.read(tmp_path)) == 2
+    monkeypatch.delenv(fail_fast.ERRORS)
+    run_folder.claim(tmp_path, config="a.py", keywords={}, source="")
+    assert not peers.read(tmp_path)
 
 
 def test_a_folder_without_a_status_is_refused(tmp_path, capsys):
