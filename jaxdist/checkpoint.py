@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdist import cluster, manifest, store, stored_arrays
+from jaxdist import cluster, manifest, progress, store, stored_arrays
 from jaxdist.algorithms.base import check_period
 
 PyTree = Any
@@ -128,6 +128,7 @@ def write(
     *,
     keep: int | None = None,
     check: Callable[[], None] = lambda: None,
+    moved: Callable[[], None] = lambda: None,
 ) -> None:
     """What `save` does with a state that was checked. Computes nothing on the devices of others: a thread
     may call it while the loop goes on, where arrays need not be gathered for a URL.
@@ -138,6 +139,7 @@ def write(
       ready: what `ready` returned.
       keep: as of `save`.
       check: called before anything is changed; raises an OSError if that is not to be.
+      moved: called in every process whenever a part of a file behind a URL was copied.
 
     Raises:
       ValueError: as `save`.
@@ -151,6 +153,7 @@ def write(
         raise ValueError(f"step {step} is in {root} already, intact, and is not overwritten")
     arrays = stored_arrays.gathered(ready.arrays) if afar else ready.arrays
     cluster.barrier("found", step)
+    copied = progress.of_first("copied", step, moved) if afar else None
     try:
         if first:
             check()
@@ -167,8 +170,9 @@ def write(
                     raise OSError("Orbax did not write it")
             if first:
                 manifest.write(here / str(step))
-                if afar:
-                    store.upload(here / str(step), path, last=manifest.MANIFEST, check=check)
+                if copied:
+                    last = manifest.MANIFEST
+                    store.upload(here / str(step), path, last=last, check=check, moved=copied.tell)
                 (root / SAVING).unlink()
     except (OSError, ValueError, RuntimeError) as error:
         said = _not_saved(root, step, arrays, error)
@@ -186,8 +190,9 @@ def write(
         for old in mine[:-keep]:
             check()
             _discard(root / str(old))
-    # An upload takes what it takes.
-    cluster.barrier("saved", step, seconds=3600.0)
+    if copied:  # which takes what it takes
+        copied.end()
+    cluster.barrier("saved", step)
 
 
 def restore(

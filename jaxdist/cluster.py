@@ -137,6 +137,12 @@ def _ending_after(seconds: int) -> Iterator[None]:
         thread.join()
 
 
+def once(name: str) -> str:
+    """A key of the coordinator's store that was not used before; all ask for the same names in order."""
+    _used[name] += 1
+    return f"jaxdist/{name}/{_used[name]}"
+
+
 def everyone(name: str, value: Any, *, seconds: float = SECONDS) -> list[Any]:
     """What every process has to say, on every process: one JSON value each, in their order.
 
@@ -153,9 +159,7 @@ def everyone(name: str, value: Any, *, seconds: float = SECONDS) -> list[Any]:
     mine, count = place()
     if count == 1:
         return [value]
-    _used[name] += 1
-    key = f"jaxdist/{name}/{_used[name]}"
-    store = client()
+    key, store = once(name), client()
     if mine:
         store.key_value_set(f"{key}/{mine}", json.dumps(value))
         return json.loads(store.blocking_key_value_get(f"{key}/all", int(1000 * (seconds + 30))))

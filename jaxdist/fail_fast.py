@@ -20,7 +20,8 @@ REFUSAL = 2
 NOTHING_INTACT = 3  # there are checkpoints, and none can be believed
 NO_ROOM = 74  # the disk is full, or gone
 STUCK = 75  # of a process that waited too long
-REFUSED = (1, REFUSAL, NOTHING_INTACT, NO_ROOM)  # another try would only say the same: a line is enough
+# Another try would only say the same: a line is enough.
+REFUSED = (1, REFUSAL, NOTHING_INTACT, NO_ROOM)
 ERRORS = "JAXDIST_ERRORS"  # where a supervisor looks for errors
 ERROR = "error.json"
 

@@ -37,6 +37,7 @@ def saving(
     keep: int | None = None,
     asynchronously: bool = True,
     check: Callable[[], None] = lambda: None,
+    moved: Callable[[], None] = lambda: None,
 ) -> Iterator[Saver]:
     """Inside, checkpoints are written by a thread; at the end all of them are on disk.
 
@@ -50,6 +51,7 @@ def saving(
       keep: as of `checkpoint.save`.
       asynchronously: False: `save` returns when the step is on disk.
       check: as of `checkpoint.write`.
+      moved: as of `checkpoint.write`.
 
     Yields:
       A `Saver`.
@@ -62,7 +64,7 @@ def saving(
       ...     checkpoint.steps(folder)
       [1]
     """
-    write = partial(checkpoint.write, keep=keep, check=check)
+    write = partial(checkpoint.write, keep=keep, check=check, moved=moved)
     under_way: list[concurrent.futures.Future[None]] = []
     alone = jax.process_count() == 1
     behind = asynchronously and (alone or not store.afar(store.folder(directory)))

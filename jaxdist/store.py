@@ -132,7 +132,14 @@ def create(file: Path, text: str) -> bool:
 
 
 @answering()
-def upload(here: Path, there: Path, *, last: str, check: Callable[[], None]) -> None:
+def upload(
+    here: Path,
+    there: Path,
+    *,
+    last: str,
+    check: Callable[[], None],
+    moved: Callable[[], None] = lambda: None,
+) -> None:
     """Copies every file of a local folder; the one named `last` when all others are there.
 
     Args:
@@ -140,7 +147,11 @@ def upload(here: Path, there: Path, *, last: str, check: Callable[[], None]) -> 
       there: behind a URL; made if need be.
       last: a text, written whole or not at all.
       check: called before that; raises if it is not to be.
+      moved: called after every file, and every part of one where its store tells of them.
     """
+    from fsspec.callbacks import Callback
+
+    parts = Callback(hooks={"moved": lambda size, value, **more: moved()})
     files = sorted(p for p in here.rglob("*") if p.is_file())
     for file in sorted(files, key=lambda p: p == here / last):
         target = there.joinpath(*file.relative_to(here).parts)
@@ -149,7 +160,8 @@ def upload(here: Path, there: Path, *, last: str, check: Callable[[], None]) -> 
             check()
             write(target, file.read_text("utf-8"))
         else:
-            afar(there).put_file(str(file), cast(Any, target).path)
+            afar(there).put_file(str(file), cast(Any, target).path, callback=parts)
+        moved()
 
 
 @answering()

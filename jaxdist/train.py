@@ -94,7 +94,7 @@ def _train(
     with (
         metrics.recording(folder, begin=begin, steps=experiment.steps) as recorder,
         feed.batches(task.stream, trainer, begin, resident=experiment.resident) as batches,
-        saving(saves, keep=run_folder.KEPT, check=check) as saver,
+        saving(saves, keep=run_folder.KEPT, check=check, moved=watch.moved) as saver,
     ):
 
         def settle() -> None:

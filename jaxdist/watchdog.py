@@ -38,14 +38,16 @@ class Watch(NamedTuple):
       enter: `enter(phase, step)`: what it does from now on; phases are the keys of `peers.DOES`.
       follow: `follow(folder)`: from now on also write it down in this run's folder.
       now: `now()` -> the phase and the step.
+      moved: `moved()`: it is still in that phase and gets on: the patience begins anew.
     """
 
     enter: Callable[[str, int], None]
     follow: Callable[[Path], None]
     now: Callable[[], tuple[str, int]]
+    moved: Callable[[], None]
 
 
-NOBODY = Watch(lambda phase, step: None, lambda folder: None, lambda: ("", 0))
+NOBODY = Watch(lambda phase, step: None, lambda folder: None, lambda: ("", 0), lambda: None)
 
 
 def patience_seconds() -> float:
@@ -86,7 +88,7 @@ def watching(
     """
     patience, plan = patience_seconds(), fault_plan.read()
     began = time.monotonic()
-    now: dict[str, Any] = {"phase": "import", "step": 0, "since": began}
+    now: dict[str, Any] = {"phase": "import", "step": 0, "since": began, "moved": began}
     spent: defaultdict[str, float] = defaultdict(float)
     folders: list[Path] = []
     over = threading.Event()
@@ -94,8 +96,11 @@ def watching(
     def enter(phase: str, step: int) -> None:
         instant = time.monotonic()
         spent[now["phase"]] += instant - now["since"]
-        now.update(phase=phase, step=step, since=instant)
+        now.update(phase=phase, step=step, since=instant, moved=instant)
         fault_plan.meet(plan, who()[0], phase, step)
+
+    def moved() -> None:
+        now["moved"] = time.monotonic()
 
     def several() -> bool:
         return who()[1] > 1 or fail_fast.supervised()
@@ -175,8 +180,8 @@ def watching(
                 faulthandler.dump_traceback_later(patience + FROZEN_SECONDS, exit=True, file=2)
                 # Who only waits in an exchange leaves later: the stacks of the other one say why.
                 later = WAITING_SECONDS if line["phase"] in peers.MEETING else 0.0
-                if line["lasted"] > patience + later:
-                    say(f"stuck in phase {line['phase']} for {line['lasted']:.0f} s; all stacks:")
+                if (still := time.monotonic() - now["moved"]) > patience + later:
+                    say(f"stuck in phase {line['phase']} for {still:.0f} s; all stacks:")
                     faulthandler.dump_traceback(file=2, all_threads=True)
                     os._exit(fail_fast.STUCK)
             # Everybody says what takes long; of what goes well the first one speaks for all.
@@ -201,7 +206,7 @@ def watching(
     thread.start()
     try:
         fault_plan.meet(plan, who()[0], "import", 0)
-        yield Watch(enter, follow, lambda: (now["phase"], now["step"]))
+        yield Watch(enter, follow, lambda: (now["phase"], now["step"]), moved)
     finally:
         over.set()
         thread.join()

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow]
 SHELL = "import sys; from jaxdist.cli import main; sys.exit(main())"
 
 
-def start(process, processes, port, *arguments, program=("-c", SHELL)):
+def start(process, processes, port, *arguments, program=("-c", SHELL), **more):
     """`jaxdist ARGUMENTS` as one of several processes, each with one device."""
     keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     joined = {
@@ -29,7 +29,7 @@ def start(process, processes, port, *arguments, program=("-c", SHELL)):
     return subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
         cwd=runs.ROOT,
-        env={**keep, **joined, "PYTHONPATH": str(runs.ROOT), "JAX_PLATFORMS": "cpu"},
+        env={**keep, **joined, "PYTHONPATH": str(runs.ROOT), "JAX_PLATFORMS": "cpu", **more},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -68,6 +68,37 @@ def test_two_processes_are_one_run_with_the_same_examples(tmp_path):
     assert "test accuracy" in said[0][0]
     for words in ("step 0", "test accuracy", "run folder"):
         assert words not in said[1][0], "one process speaks for all"
+
+
+SLOW_STORE = """
+import time
+import fsspec.implementations.local
+
+def slow(self, here, there, callback=None, whole=fsspec.implementations.local.LocalFileSystem.put_file):
+    time.sleep({seconds})
+    whole(self, here, there)
+
+fsspec.implementations.local.LocalFileSystem.put_file = slow
+"""
+
+
+@pytest.mark.parametrize("seconds", [6, 1000])
+def test_a_slow_upload_comes_to_its_end_and_a_stuck_one_is_ended(tmp_path, monkeypatch, seconds):
+    """Of seven files: longer than the patience of whoever waits, 20 s and 10 s."""
+    config, port, folder = tmp_path / "slow.py", free_port(), tmp_path / "run"
+    config.write_text(runs.SMALL + SLOW_STORE.format(seconds=seconds))
+    given = ["train", config, "--steps", 2, "--workdir", f"file://{folder}"]
+    together = [start(i, 2, port, *given, JAXDIST_PATIENCE_SECONDS="20") for i in range(2)]
+    said = finished(together)
+    codes, errors = {process.returncode for process in together}, [err for _, err in said]
+    if seconds == 6:
+        assert codes == {0}, said
+        assert "saving the checkpoint (3" in errors[0], "it took longer than the patience"
+        assert checkpoint.steps(folder / "checkpoints") == [2]
+    else:
+        assert 75 in codes, said
+        assert any("stuck in phase save for 3" in err for err in errors), said
+        assert not checkpoint.steps(folder / "checkpoints")
 
 
 def test_hosts_that_do_not_share_the_folder_are_told(tmp_path):
