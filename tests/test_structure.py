@@ -28,6 +28,7 @@ FLOORS = {
     "store": 1,
     "lease": 2,
     "events": 2,
+    "progress": 2,
     "rows": 1,
     "watchdog": 1,
     "cluster": 1,
