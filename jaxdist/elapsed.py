@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdist.algorithms.base import Algorithm, Params, Resize, State, bytes_sent
+from jaxdist.algorithms.base import Algorithm, Params, Resize, State, bytes_sent, method_of
 from jaxdist.clock import Clock, duration, later
 from jaxdist.network import Network
 
@@ -101,6 +101,7 @@ def timed(algorithm: Algorithm, clock: Clock, network: Network | None = None) ->
         report=report,
         resize=None if resize is None else Resize(resized, resize.says),
         branches=algorithm.branches,
+        method=method_of(algorithm),
     )
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxdist import cluster, run_folder
+from jaxdist.algorithms.base import method_of
 
 Facts = dict[str, Any]
 
@@ -82,7 +83,7 @@ def of_run(config: Any) -> Facts:
     return {
         "config": _short(config.source.encode()),
         "keywords": json.dumps(config.keywords, sort_keys=True, default=str),
-        "method": made.algorithm.update.__qualname__.split(".")[0],
+        "method": method_of(made.algorithm),
         "data": fingerprint(made.task.stream.batch(0)),
         "devices": jax.local_device_count(),
     }

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdist import stored_arrays
-from jaxdist.algorithms.base import State
+from jaxdist.algorithms.base import State, method_of
 from jaxdist.executor import Trainer
 
 PyTree = Any
@@ -73,13 +73,19 @@ def resize(state: State, before: Trainer, after: Trainer) -> Resized:
             "that made it; write jd.resize(state, before, after)"
         )
     fresh = after.init(before.readout(state))
+    old, new = (method_of(trainer.algorithm) for trainer in (before, after))
+    if old != new:
+        raise ValueError(
+            f"before is of {old} and after of {new}, another method; write "
+            "after.init(before.readout(state)), which carries the parameters"
+        )
     rule = after.algorithm.resize
     if rule is None:
         return Resized(fresh, PARAMETERS_ONLY)
     made = rule.rule(jax.tree.map(_on_host, state), jax.tree.map(_on_host, fresh))
     if _signature(made) != _signature(fresh):
         raise ValueError(
-            "before and after are not of one method: they share or keep other arrays; write "
+            f"before and after are both of {new}, and share or keep other arrays: expected one rule; write "
             "after.init(before.readout(state)), which carries the parameters"
         )
     return Resized(jax.tree.map(_placed, made, fresh), rule.says)

@@ -1,5 +1,7 @@
 """Other workers and other methods: what is carried, that the mean is kept, that training goes on."""
 
+import functools
+
 import cases
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import twins
 from compressed_methods import REMEMBERED, REMEMBERING, matrix_loss, matrix_steps, one_way
 
 import jaxdist as jd
+from jaxdist.algorithms.base import method_of
 from jaxdist.resize import PARAMETERS_ONLY
 
 # One case for every rule, and for every kind of thing that a worker can keep.
@@ -37,6 +40,12 @@ CHANGES = [
 SERVED = ("downpour", "stale_synchronous", "delay_compensated", "hogwild")
 
 
+def gentle(x, batch, key):
+    """The loss of the cases with a tenth of its gradient."""
+    value, aux = cases.loss(x, batch, key)
+    return 0.1 * value, aux
+
+
 def on_one(algorithm, workers, *, loss=cases.loss):
     """On one device a program compiles fastest; that lanes are devices is a law elsewhere."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("worker",))
@@ -51,7 +60,10 @@ def batches(data, first, steps):
 @pytest.mark.parametrize(("name", "label", "workers"), CHANGES)
 def test_the_readout_is_kept_and_training_goes_on(x64, name, label, workers):
     case = cases.case(name, label)
-    before, after = on_one(case.make(8), 8), on_one(case.make(workers), workers)
+    # At the rates of the cases a server, which adds up what all push, does not settle.
+    loss, steps = (gentle, 120) if name in SERVED else (cases.loss, 60)
+    before = on_one(case.make(8), 8, loss=loss)
+    after = on_one(case.make(workers), workers, loss=loss)
     problem = twins.quadratic(8, 5, seed=3, noise=0.3)
     state = before.init(cases.start(dtype=np.float64, parts=case.parts))
     state, _ = before.steps(state, batches(problem, 0, 13))
@@ -70,12 +82,12 @@ def test_the_readout_is_kept_and_training_goes_on(x64, name, label, workers):
     assert np.ptp(points, axis=0).max() == 0
     # Other workers have other data, and another minimizer: it is neared.
     other = twins.quadratic(workers, 5, seed=4)
-    new, metrics = after.steps(new, batches(other, 13, 60))
+    new, metrics = after.steps(new, batches(other, 13, steps))
     assert np.isfinite(metrics["loss"]).all()
     assert np.isfinite(cases.flat(after.readout(new))).all()
     away = [np.linalg.norm(x - other.minimiser) for x in (told, cases.flat(after.readout(new)))]
-    # Biased methods rest beside it; the cases of a server take steps too long to settle on it.
-    assert (away[1] < away[0]) or (name in SERVED and away[1] != away[0])
+    # Biased methods rest beside it.
+    assert away[1] < (0.5 * away[0] if name in SERVED else away[0])
 
 
 EXACT = {
@@ -229,6 +241,75 @@ def test_what_can_not_be_resized_is_named():
     alone = on_one(jd.noise_scale(optax.sgd(0.1)), 1)
     with pytest.raises(ValueError, match="there is one worker"):
         jd.resize(state, ring[0], alone)
+
+
+def test_every_method_of_the_catalogue_has_its_name_whatever_its_arguments():
+    """Also under faults and a clock, in a partial, and inside a method that changes its update."""
+    for name, own in cases.CASES.items():
+        for case in own.values():
+            made = case.make(6)
+            assert method_of(made) == name
+            assert method_of(jd.faulty(made, jd.faults.link_loss(0.1, seed=0))) == name
+            if made.waits:
+                assert method_of(jd.timed(made, jd.clock.constant(6))) == name
+            assert method_of(made._replace(update=functools.partial(made.update))) == name
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            lambda W: jd.gossip(optax.sgd(0.1), jd.topology.ring(W)),
+            lambda W: jd.local_sgd(optax.sgd(0.1), period=4),
+        ),
+        (
+            lambda W: jd.exact_diffusion(optax.sgd(0.1), jd.topology.ring(W)),
+            lambda W: jd.extra(optax.sgd(0.1), jd.topology.ring(W)),
+        ),
+        (
+            lambda W: jd.downpour(optax.sgd(0.1), clock=jd.clock.constant(W)),
+            lambda W: jd.hogwild(optax.sgd(0.1), clock=jd.clock.constant(W), missed=0.1),
+        ),
+    ],
+)
+def test_two_methods_that_keep_alike_arrays_are_refused_by_name(one, other):
+    before, after = on_one(one(8), 8), on_one(other(6), 6)
+    state = before.init(jnp.ones(5))
+    alike = after.init(jnp.ones(5))
+    assert jax.tree.structure(state) == jax.tree.structure(alike), "nothing else tells them apart"
+    names = method_of(before.algorithm), method_of(after.algorithm)
+    with pytest.raises(
+        ValueError, match=rf"before is of {names[0]} and after of {names[1]}, .*write after"
+    ):
+        jd.resize(state, before, after)
+
+
+def test_one_method_with_other_arguments_and_in_other_hands_is_accepted():
+    def under_faults(made):
+        return jd.faulty(made, jd.faults.link_loss(0.1, seed=0))
+
+    def of_my_own(made):
+        def update(grads, state, **given):
+            return made.update(grads, state, **given)
+
+        return made._replace(update=update)
+
+    def ring(W, rate):
+        return jd.gossip(optax.sgd(rate), jd.topology.ring(W))
+
+    other = jd.gossip(optax.sgd(0.2), jd.topology.complete(6), order="combine_then_adapt")
+    clocks = [jd.clock.constant(W) for W in (8, 6)]
+    for before, after in (
+        (ring(8, 0.1), other),
+        (ring(8, 0.1), under_faults(other)),
+        (under_faults(ring(8, 0.1)), other),
+        (of_my_own(ring(8, 0.1)), of_my_own(other)),
+        (jd.timed(ring(8, 0.1), clocks[0]), jd.timed(other, clocks[1])),
+        (ring(8, 0.1), ring(6, 0.1)._replace(update=functools.partial(ring(6, 0.1).update))),
+    ):
+        trainers = on_one(before, 8), on_one(after, 6)
+        new, _ = jd.resize(trainers[0].init(jnp.ones(5)), *trainers)
+        np.testing.assert_array_equal(trainers[1].readout(new), jnp.ones(5))
 
 
 def test_a_method_without_a_rule_begins_anew_at_its_parameters():

@@ -1,5 +1,6 @@
 """The contract: an algorithm is four pure functions over a State with two rooms."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -80,6 +81,8 @@ class Algorithm(NamedTuple):
       branches: the kinds of its steps, where a message of some of them waits for no gradient. `update`
         then also takes `branch`, the kind of this step as a plain number, or None: it is to find out
         from the step. `jd.execute(..., overlap=True)` makes use of it.
+      method: its name, where it is not that of the function that `update` was written in: of several
+        methods that share one, and of a method inside another. Read it with `method_of`.
     """
 
     init: Callable[[Params], State]
@@ -92,6 +95,25 @@ class Algorithm(NamedTuple):
     waits: Waits | None = None
     resize: Resize | None = None
     branches: Branches | None = None
+    method: str = ""
+
+
+def method_of(algorithm: Algorithm) -> str:
+    """The name of a method, whatever its arguments are.
+
+    >>> import jaxdist as jd, optax
+    >>> ring = jd.gossip(optax.sgd(0.1), jd.topology.ring(4))
+    >>> method_of(ring), method_of(jd.faulty(ring, jd.faults.link_loss(0.1, seed=0)))
+    ('gossip', 'gossip')
+    """
+    if algorithm.method:
+        return algorithm.method
+    update = algorithm.update
+    while isinstance(update, functools.partial):
+        update = update.func
+    name = getattr(update, "__qualname__", type(update).__qualname__)
+    outside = name.rpartition(".<locals>.")[0] or name
+    return outside.replace("<locals>.", "")
 
 
 def size_bytes(params: Params) -> int:

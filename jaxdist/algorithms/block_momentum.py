@@ -91,4 +91,5 @@ def block_momentum(
         return jax.tree.map(lambda y, D: y - b() * D, y, D) if nesterov else y
 
     filtered = optax.GradientTransformation(lambda params: optax.tree.zeros_like(params), update)
-    return diloco(inner, filtered, period=period)._replace(readout=readout)
+    made = diloco(inner, filtered, period=period)
+    return made._replace(readout=readout, method="block_momentum")

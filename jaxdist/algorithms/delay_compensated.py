@@ -88,6 +88,7 @@ def delay_compensated(
     return served(
         make_server(inner, server, workers=clock.size, gradient=compensated),
         clock,
+        method="delay_compensated",
         parts=2,
         pushed=lambda grads, copy: (grads, copy),
     )

@@ -98,6 +98,7 @@ def downpour(
     return served(
         make_server(inner, server, workers=clock.size),
         clock,
+        method="downpour",
         push_every=push_every,
         pull_every=pull_every,
     )

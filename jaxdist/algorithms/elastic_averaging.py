@@ -208,6 +208,7 @@ def _by_arrivals(
             "the center goes on, and simulated time with it; everybody begins anew at the workers' mean "
             "parameters with their mean memory",
         ),
+        method="elastic_averaging",
     )
 
 

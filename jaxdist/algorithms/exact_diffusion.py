@@ -79,7 +79,7 @@ def exact_diffusion(inner: optax.GradientTransformation, topology: Topology) -> 
       Transactions on Signal Processing 2019. arXiv:1702.05122
     """
     check_symmetric("exact_diffusion", topology)
-    return _corrected(inner, topology, _diffused(0.5))
+    return _corrected("exact_diffusion", inner, topology, _diffused(0.5))
 
 
 def d2(inner: optax.GradientTransformation, topology: Topology) -> Algorithm:
@@ -134,7 +134,7 @@ def d2(inner: optax.GradientTransformation, topology: Topology) -> Algorithm:
             f"{least:.6f}; write jd.exact_diffusion(inner, topology), which takes it as it is, or give "
             f"more weight to oneself: 0.5 * np.eye({topology.size}) + 0.5 * topology.matrix()"
         )
-    return _corrected(inner, topology, _diffused(1.0))
+    return _corrected("d2", inner, topology, _diffused(1.0))
 
 
 def extra(inner: optax.GradientTransformation, topology: Topology) -> Algorithm:
@@ -185,7 +185,7 @@ def extra(inner: optax.GradientTransformation, topology: Topology) -> Algorithm:
         added = change(x)
         return jax.tree.map(_add, moved, added), jax.tree.map(lambda a: a / 2, added)
 
-    return _corrected(inner, topology, extrapolated, overlaps=True)
+    return _corrected("extra", inner, topology, extrapolated, overlaps=True)
 
 
 def _diffused(share: float):
@@ -198,7 +198,12 @@ def _diffused(share: float):
 
 
 def _corrected(
-    inner: optax.GradientTransformation, topology: Topology, combine, *, overlaps: bool = False
+    method: str,
+    inner: optax.GradientTransformation,
+    topology: Topology,
+    combine,
+    *,
+    overlaps: bool = False,
 ) -> Algorithm:
     """x' and what is added to d, from x, x + u + d and the exchange.
 
@@ -228,6 +233,7 @@ def _corrected(
         readout=lambda state: reduction.mean(state.local[0]),
         sends=lambda params, step: exchanges(topology, step) * size_bytes(params),
         resize=AVERAGED,
+        method=method,
         waits=waiting.neighbors(topology, overlaps=overlaps),
     )
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import faults, worker
-from jaxdist.algorithms.base import Algorithm, Params, State
+from jaxdist.algorithms.base import Algorithm, Params, State, method_of
 
 
 def faulty(algorithm: Algorithm, happens: faults.Faults) -> Algorithm:
@@ -81,6 +81,7 @@ def faulty(algorithm: Algorithm, happens: faults.Faults) -> Algorithm:
 
     return algorithm._replace(
         update=update,
+        method=method_of(algorithm),
         readout=readout,
         active=algorithm.active if happens.alive is None else active,
     )

@@ -88,4 +88,5 @@ def hogwild(
 
         return jax.tree.map(of, keys, new, old)
 
-    return served(make_server(inner, server, workers=clock.size), clock, pulled=torn)
+    made = make_server(inner, server, workers=clock.size)
+    return served(made, clock, method="hogwild", pulled=torn)

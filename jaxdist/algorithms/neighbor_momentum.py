@@ -175,6 +175,7 @@ def _method(
         readout=lambda state: reduction.mean(state.local[0]),
         sends=lambda params, step: exchanges(topology, step) * size_bytes(params),
         resize=AVERAGED,
+        method=name,
         waits=waiting.neighbors(topology),
     )
 

@@ -244,6 +244,7 @@ def _compressed(
             "sum of numerators over sum of weights: from there everybody goes on with weight 1, the workers' "
             "mean memory and mean copy, and the flow that the new links make of that copy",
         ),
+        method="push_sum",
     )
 
 

@@ -27,6 +27,7 @@ def served(
     server: Server,
     clock: Clock,
     *,
+    method: str,
     parts: int = 1,
     bound: int | None = None,
     push_every: int = 1,
@@ -39,6 +40,7 @@ def served(
     Args:
       server: where its parameters are and what it does with a push.
       clock: who arrives when.
+      method: whose.
       parts: how many pytrees a push consists of.
       bound: by how many gradients a worker may lead the slowest; None: nobody waits.
       push_every: of how many gradients a push is the sum.
@@ -58,7 +60,7 @@ def served(
       >>> from jaxdist.algorithms.server import make_server
       >>> clock = jd.clock.constant(4)
       >>> server = make_server(optax.sgd(0.1), "replicated", workers=4)
-      >>> served(server, clock).sends(jnp.ones(5), 0)
+      >>> served(server, clock, method="mine").sends(jnp.ones(5), 0)
       20
 
     References:
@@ -111,4 +113,5 @@ def served(
             "the server goes on, and simulated time with it; everybody pulls, begins anew and will push "
             "its part of what was not pushed",
         ),
+        method=method,
     )

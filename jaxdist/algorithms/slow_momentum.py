@@ -95,4 +95,5 @@ def slow_momentum(
         moves = jax.tree.map(lambda u: -slow_learning_rate * lr.astype(u.dtype) * u, u)
         return moves, (rounds + 1, u)
 
-    return diloco(inner, optax.GradientTransformation(init, update), period=period)
+    rule = optax.GradientTransformation(init, update)
+    return diloco(inner, rule, period=period)._replace(method="slow_momentum")

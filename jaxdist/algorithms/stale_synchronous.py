@@ -75,4 +75,5 @@ def stale_synchronous(
     check_rule("inner", inner)
     check_clock("stale_synchronous", clock)
     check_period("bound", bound, least=0)
-    return served(make_server(inner, server, workers=clock.size), clock, bound=bound)
+    made = make_server(inner, server, workers=clock.size)
+    return served(made, clock, method="stale_synchronous", bound=bound)
