@@ -1,12 +1,13 @@
 """Kills processes of supervised runs at random and reports where the time went: goodput by cause.
 
     python benchmarks/soak.py --kills 20                        # 20 kills for each of four methods
-    python benchmarks/soak.py --minutes 10 --every 30           # a kill every 30 s for ten minutes
+    python benchmarks/soak.py --minutes 10 --every 30 --steps 12000     # four methods, 2.5 minutes each
     python benchmarks/soak.py --kills 2 --methods gossip --steps 150 --processes 2
 
-Each method trains once undisturbed and once under fire, SIGKILL to any process, process 0 included, at
-any time, start-up included. Then the recorded losses and the bytes of the last state must be the same. The
-file is its own config: `jaxdist train benchmarks/soak.py --method gossip`.
+Each method trains once undisturbed and once under fire, SIGKILL to any process, process 0 included. With
+`--every` that is so many seconds after the first step of each life, else at any time, start-up included. Then
+the recorded losses and the bytes of the last state must be the same. The file is its own config:
+`jaxdist train benchmarks/soak.py --method gossip`.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import optax
 
@@ -84,35 +86,93 @@ def launched(
         process.wait()
 
 
-def victims(folder: Path, life: int) -> list[dict]:
-    """The processes of this life of the job that have said something."""
-    return [one for one in peers.read(folder) if one["restarts"] == life]
+class Heard(NamedTuple):
+    """What process 0 said of itself in one life of the job.
+
+    Attributes:
+      began: when its thread began to count the seconds, as its first status has it.
+      last: its last status.
+    """
+
+    began: float
+    last: dict
+
+
+class Fire(NamedTuple):
+    """What happened while somebody killed.
+
+    Attributes:
+      kills: process, life, time, phase, why ("due" or "random") and seconds to the first new step.
+      heard: what process 0 said, by life.
+      seconds: how long there was somebody who would kill.
+    """
+
+    kills: list[dict]
+    heard: dict[int, Heard]
+    seconds: float
+
+
+def listen(folder: Path, heard: dict[int, Heard]) -> list[dict]:
+    """Notes what process 0 says; returns what all processes of the newest life said last."""
+    told = peers.read(folder)
+    for one in told:
+        if one["process"] == 0:
+            began = one["time"] - sum(one["seconds"].values())
+            life = one["restarts"]
+            heard[life] = Heard(heard[life].began if life in heard else began, one)
+    return [one for one in told if one["restarts"] == max(heard, default=0)]
+
+
+def at_its_steps(one: dict) -> bool:
+    """Whether a process is at its steps, and has done the first one since it was started."""
+    return one["phase"] in ("step", "data") and "step" in one["seconds"]
+
+
+def targets(
+    told: list[dict], *, due: bool, every: float | None, draw: random.Random
+) -> tuple[str, list[dict]]:
+    """Why somebody may be killed now, and who: nobody, unless it is due or all are still starting.
+
+    Args:
+      told: what the processes of this life said last.
+      due: whether the time of this life has come.
+      every: None: about every fifth life is killed while it starts; several in a row would wait long.
+      draw: of what is random.
+    """
+    if due:
+        return "due", [one for one in told if at_its_steps(one)]
+    starting = all(one["phase"] in STARTING for one in told)
+    if every is None and starting and draw.random() < 0.004:
+        return "random", told
+    return "", []
 
 
 def fire(
     options: argparse.Namespace, process: subprocess.Popen[bytes], folder: Path, draw: random.Random
-) -> tuple[list[dict], dict[int, dict]]:
-    """Kills until enough were killed or the run ends; returns the kills and each life's last words."""
+) -> Fire:
+    """Kills until enough were killed, or for long enough, or until the run ends; waits for its end."""
     kills: list[dict] = []
-    last: dict[int, dict] = {}
+    heard: dict[int, Heard] = {}
     due: dict[int, float] = {}  # for each life, counted from its first step
+    began = now = time.monotonic()
+    over = None
     while process.poll() is None:
         time.sleep(0.1)
-        for one in peers.read(folder):
-            if one["process"] == 0:
-                last[one["restarts"]] = one
-        life = max(last, default=0)
-        stepping = [one for one in victims(folder, life) if one["phase"] in ("step", "data")]
-        if kills and stepping and "seconds" not in kills[-1] and life >= kills[-1]["life"] + 1:
+        told, now = listen(folder, heard), time.monotonic()
+        life, stepping = max(heard, default=0), any(map(at_its_steps, told))
+        if kills and stepping and "seconds" not in kills[-1] and life > kills[-1]["life"]:
             kills[-1]["seconds"] = time.time() - kills[-1]["time"]
-        if len(kills) >= options.kills or (kills and kills[-1]["life"] >= life):
+        enough = now - began >= options.share if options.share else len(kills) >= options.kills
+        if enough:
+            over = over or now
+            continue
+        if kills and kills[-1]["life"] >= life:
             continue
         if stepping and life not in due:
-            due[life] = time.monotonic() + (options.every or draw.uniform(0.2, 3.0))
-        # Mostly while it works, and about every fifth time while it starts: several in a row wait long.
-        anybody = stepping if time.monotonic() >= due.get(life, math.inf) else []
-        if not stepping and draw.random() < 0.004:
-            anybody = victims(folder, life)
+            due[life] = now + (options.every or draw.uniform(0.2, 3.0))
+        why, anybody = targets(
+            told, due=now >= due.get(life, math.inf), every=options.every, draw=draw
+        )
         if not anybody:
             continue
         victim = draw.choice(anybody)
@@ -120,32 +180,39 @@ def fire(
             os.kill(victim["pid"], signal.SIGKILL)
         except ProcessLookupError:
             continue
-        kills.append({"process": victim["process"], "life": life, "time": time.time()})
-    return kills, last
+        named = {name: victim[name] for name in ("process", "phase")}
+        kills.append({**named, "life": life, "time": time.time(), "why": why})
+    listen(folder, heard)  # the last words
+    return Fire(kills, heard, (over or now) - began)
 
 
-def causes(events: list[dict], last: dict[int, dict]) -> dict[str, float]:
+def causes(events: list[dict], heard: dict[int, Heard]) -> dict[str, float]:
     """Where the seconds between the supervisor's first and last line went.
 
     useful: steps that were kept, evaluations, checkpoints. redone: steps after the checkpoint that
     the next life went on from. starting: imports, joining, restoring, compiling. pause: between two lives.
     unseen: before the first and after the last word of a life.
+
+    Each is measured, none is what the others leave: the supervisor's clock has the pauses and the ends
+    of a life, process 0 its phases. Seconds that a process lost between two phases, or a life of which
+    nobody heard, are missing in the sum.
     """
     seconds: defaultdict[str, float] = defaultdict(float)
     lives = [(a, b) for a, b in zip(events[::2], events[1::2], strict=False)]
     for begin, end in lives:
-        said = last.get(begin["restarts"], {})
-        spent = said.get("seconds", {})
+        if begin["restarts"] not in heard:
+            continue
+        began, said = heard[begin["restarts"]]
+        spent = said["seconds"]
         working = sum(spent.get(phase, 0.0) for phase in WORKING)
-        starting = sum(spent.get(phase, 0.0) for phase in STARTING)
-        first, reached = max(begin["step"], 0), said.get("step", 0)
+        first, reached = max(begin["step"], 0), said["step"]
         lost = max(reached - max(end["step"], 0), 0) if end["event"] == "failed" else 0
         share = lost / (reached - first) if reached > first else 0.0
         inside = sum(spent.get(phase, 0.0) for phase in ("data", "step")) * min(share, 1.0)
         seconds["useful"] += working - inside
         seconds["redone"] += inside
-        seconds["starting"] += starting
-        seconds["unseen"] += end["time"] - begin["time"] - working - starting
+        seconds["starting"] += sum(spent.get(phase, 0.0) for phase in STARTING)
+        seconds["unseen"] += (began - begin["time"]) + (end["time"] - said["time"])
     for (_, end), (begin, _) in itertools.pairwise(lives):
         seconds["pause"] += begin["time"] - end["time"]
     return dict(seconds)
@@ -181,16 +248,18 @@ def soak(options: argparse.Namespace, method: str, room: Path) -> dict:
     undisturbed = time.monotonic() - began
     began = time.monotonic()
     with launched(options, method, folder, room / "log") as process:
-        kills, last = fire(options, process, folder, draw)
+        kills, heard, under_fire = fire(options, process, folder, draw)
         wall = time.monotonic() - began
         if process.wait():
             raise SystemExit(f"the run under fire failed: {(room / 'log').read_text()[-2000:]}")
-    seconds = causes(status.supervisor(folder), last)
+    seconds = causes(status.supervisor(folder), heard)
     back = sorted(kill["seconds"] for kill in kills if "seconds" in kill)
     return {
         "method": method,
         "kills": len(kills),
         "of_process_0": sum(kill["process"] == 0 for kill in kills),
+        "while_starting": sum(kill["why"] == "random" for kill in kills),
+        "minutes_under_fire": round(under_fire / 60, 2),
         "same_bits": digest(options, method, calm) == digest(options, method, folder),
         "wall_seconds": round(wall, 2),
         "undisturbed_seconds": round(undisturbed, 2),
@@ -206,11 +275,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Reads the command line, soaks each method, prints one JSON line for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20, help="for each method (20)")
-    parser.add_argument("--minutes", type=float, help="instead: as many kills as go into this time")
+    parser.add_argument(
+        "--minutes", type=float, help="instead: under fire, of all methods together"
+    )
     parser.add_argument(
         "--every",
         type=float,
-        help="seconds from a life's first step to its kill (random, 0.2 to 3)",
+        help="seconds from a life's first step to its kill (random, 0.2 to 3; with --minutes 30)",
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--processes", type=int, default=3)
@@ -220,9 +291,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="also append the lines to this file")
     options = parser.parse_args(arguments)
+    options.share = options.minutes and options.minutes * 60 / len(options.methods)
     if options.minutes:
         options.every = options.every or 30.0
-        options.kills = int(options.minutes * 60 / options.every / len(options.methods))
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="jaxdist-soak-") as room:
         for method in options.methods:
