@@ -203,8 +203,11 @@ def _end(
 ) -> End:
     """Why the first process failed."""
     told = sorted(map(_read, errors.glob("*.json")), key=lambda error: error["time"])
-    bad = [(process, code) for process, code in enumerate(codes) if code]
-    # Abort is how JAX ends a process when another one is lost: it is no cause.
+    # Abort is how JAX ends a process when another one is lost: it is a cause only if there is no other.
+    bad = sorted(
+        [(process, code) for process, code in enumerate(codes) if code],
+        key=lambda one: one[1] == -signal.SIGABRT,
+    )
     killed = [(p, -c) for p, c in bad if c < 0 and -c != signal.SIGABRT]
     if came and killed:
         return End(128 + came[0], "stopped before it could save", False)
@@ -226,8 +229,10 @@ def _end(
         same = error["type"], error["message"], error["phase"], error["step"]
         return End(error["code"], cause, True, fail_fast.tagged(error), same)
     process, code = bad[0]
+    if code < 0:
+        return End(128 - code, f"process {process} died of {signal.Signals(-code).name}", True)
     stuck = " (stuck, see the stacks above)" if code == fail_fast.STUCK else ""
-    return End(abs(code), f"process {process} ended with code {code}{stuck}", True)
+    return End(code, f"process {process} ended with code {code}{stuck}", True)
 
 
 def _read(file: Path) -> dict[str, Any]:

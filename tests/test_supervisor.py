@@ -40,7 +40,10 @@ class Ended:
         ([None, 1], {}, 1, "process 1 ended with code 1", True),
         ([2, None], {}, 2, "refused", False),
         ([None, 75], {}, 75, "process 1 ended with code 75 (stuck", True),
-        ([0, -6], {}, 6, "process 1 ended with code -6", True),
+        # As any other signal; but not where another process says more.
+        ([0, -6], {}, 134, "process 1 died of SIGABRT", True),
+        ([-6, 75], {}, 75, "process 1 ended with code 75 (stuck", True),
+        ([-6, 2], {}, 2, "refused", False),
     ],
 )
 def test_the_first_thing_that_went_wrong_is_the_cause(tmp_path, codes, errors, code, cause, again):
