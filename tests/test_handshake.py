@@ -86,6 +86,16 @@ def test_a_missing_process_is_waited_for_aloud_and_not_for_ever(tmp_path):
             assert re.search(r" of 3 processes connected .* in 40 s: start the same", err)
 
 
+def test_a_process_that_is_missing_under_a_supervisor_may_come_in_the_next_life(tmp_path):
+    config, errors = runs.small(tmp_path), tmp_path / "errors"
+    errors.mkdir()
+    more = {"JAXDIST_START_SECONDS": "5", "JAXDIST_ERRORS": str(errors)}
+    code, _, err = runs.ended(start(0, free_port(), config, tmp_path / "run", **more), seconds=120)
+    # Not 2, after which a supervisor starts nobody again (tests/test_supervisor.py).
+    assert code == 75, err
+    assert "[process 0] 1 of 2 processes connected (127.0.0.1) in 5 s: start the same" in err
+
+
 @pytest.mark.short
 def test_a_port_in_use_is_a_sentence(tmp_path):
     config = runs.small(tmp_path)
