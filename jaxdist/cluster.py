@@ -125,8 +125,9 @@ def _ending_after(seconds: int) -> Iterator[None]:
             mine = place()[0]
             came = joining() or "nobody has come"
             print(f"[process {mine}] {came} in {limit} s: {CURE}", file=sys.stderr, flush=True)
-        # Under a supervisor it may come in the next life.
-        os._exit(fail_fast.STUCK if fail_fast.supervised() else 2)
+        # Where somebody starts all again it may come in the next life.
+        again = fail_fast.supervised() or fail_fast.restarted()
+        os._exit(fail_fast.GO_ON if again else 2)
 
     thread = threading.Thread(target=look, name="joining", daemon=True)
     thread.start()

@@ -1,7 +1,7 @@
-"""How a process of several leaves after an error: at once, and with the error where it is found.
+"""How a process leaves: with a code that says whether to start it again, and an error where it is found.
 
-A process that only raised would wait for the others in the shutdown of JAX, and they for it in their
-next exchange, for minutes.
+One of several that only raised would wait for the others in the shutdown of JAX, and they for it in their
+next exchange, for minutes: it ends at once.
 """
 
 import contextlib
@@ -15,15 +15,20 @@ from pathlib import Path
 from typing import NoReturn
 
 INTERRUPTED = 130
+NOT_FINITE = 1  # Python itself and faulthandler end with this one too, after anything
 FAILED = 70  # the exit code after an error that nobody foresaw
 REFUSAL = 2
 NOTHING_INTACT = 3  # there are checkpoints, and none can be believed
 NO_ROOM = 74  # the disk is full, or gone
-STUCK = 75  # of a process that waited too long
+# EX_TEMPFAIL, the same command goes on: who waited too long, or, where a restarter reads exit codes, who was
+# stopped and has saved.
+GO_ON = 75
 # Another try would only say the same: a line is enough.
-REFUSED = (1, REFUSAL, NOTHING_INTACT, NO_ROOM)
+REFUSED = (NOT_FINITE, REFUSAL, NOTHING_INTACT, NO_ROOM)
 ERRORS = "JAXDIST_ERRORS"  # where a supervisor looks for errors
 ERROR = "error.json"
+STOPPED = "stopped"  # a file beside the errors: the step that was saved where steps are left
+RESTARTER = "JAXDIST_RESTARTER"  # who starts a job again by its exit code: slurm, gke-jobset
 
 
 @contextlib.contextmanager
@@ -101,6 +106,22 @@ def _leave(
 def supervised() -> bool:
     """Whether somebody looks at exit codes and shows the error."""
     return bool(os.environ.get(ERRORS))
+
+
+def restarted() -> bool:
+    """Whether something else than our supervisor starts the job again unless its exit code says not to."""
+    return bool(os.environ.get(RESTARTER)) and not supervised()
+
+
+def stopped(step: int) -> int:
+    """The exit code of a process that was told to stop and has saved this step, not the last one.
+
+    A supervisor is told by a file, for it does not start again what somebody stopped.
+    """
+    if supervised():
+        with contextlib.suppress(OSError):
+            Path(os.environ[ERRORS], STOPPED).write_text(str(step))
+    return GO_ON if restarted() else 0
 
 
 def tagged(record: dict) -> str:

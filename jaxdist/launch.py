@@ -41,6 +41,7 @@ class End(NamedTuple):
       again: whether another life may end otherwise.
       told: what to show last: a traceback, each line tagged with its process.
       same: what two failures have in common that would fail for ever.
+      stopped: whether the processes were told to stop, and steps are left.
     """
 
     code: int
@@ -48,6 +49,7 @@ class End(NamedTuple):
     again: bool
     told: str = ""
     same: Any = None
+    stopped: bool = False
 
 
 def launch(
@@ -84,7 +86,8 @@ def launch(
             event("start", restarts=restarts, step=saved)
             end = _life(command, folder, processes, devices_per_process, restarts, came, event)
             step = newest(folder)
-            word = "stopped" if came else "failed" if end.code else "done"
+            stopped = came or end.stopped
+            word = "stopped" if stopped else "failed" if end.code else "done"
             event(word, cause=end.cause, step=step, restarts=restarts)
             failures = 1 if step > saved else failures + 1
             why = ""
@@ -172,12 +175,27 @@ def _wait(
             event("stopping", cause=name)
             _say(f"jaxdist launch: {name}: saving, then stopping; once more to stop at once")
         if all(code == 0 for code in codes):
-            return End(0, "done", False)
+            return _done(errors, came)
         if any(codes):
             return _end(children, codes, errors, came)
         if found := look():
             return _frozen(children[found.process], found)
         time.sleep(LOOK_SECONDS)
+
+
+def _done(errors: Path, came: list[int]) -> End:
+    """Why all processes ended well: no step is left, or somebody told them to stop."""
+    try:
+        step = (errors / fail_fast.STOPPED).read_text()
+    except OSError:
+        return End(0, "done", False)
+    cause = f"stopped and saved step {step}"
+    if came:
+        return End(0, cause, False, stopped=True)
+    # Not by us: whoever looks here should not take it for the end.
+    cause += ", by a signal to one of the processes"
+    told = f"jaxdist launch: {cause}; the same command goes on"
+    return End(0, cause, False, told, stopped=True)
 
 
 def _frozen(child: subprocess.Popen[bytes], found: frozen.Frozen) -> End:
@@ -192,7 +210,7 @@ def _frozen(child: subprocess.Popen[bytes], found: frozen.Frozen) -> End:
     )
     silent = f"no sign of life for {found.seconds:.0f} s"
     cause = f"process {found.process} is frozen, {where}: {silent}, {why}"
-    return End(fail_fast.STUCK, cause, True)
+    return End(fail_fast.GO_ON, cause, True)
 
 
 def _end(
@@ -217,7 +235,7 @@ def _end(
     # Whatever is told after the first error may follow from it.
     first = told[0]["code"] if told else bad[0][1]
     # Python ends with 1 after errors that nobody could tell.
-    if first in fail_fast.REFUSED and (told or first != 1):
+    if first in fail_fast.REFUSED and (told or first != fail_fast.NOT_FINITE):
         until = time.monotonic() + REFUSAL_SECONDS
         while time.monotonic() < until and any(child.poll() is None for child in children):
             time.sleep(LOOK_SECONDS)
@@ -231,7 +249,7 @@ def _end(
     process, code = bad[0]
     if code < 0:
         return End(128 - code, f"process {process} died of {signal.Signals(-code).name}", True)
-    stuck = " (stuck, see the stacks above)" if code == fail_fast.STUCK else ""
+    stuck = " (stuck, see the stacks above)" if code == fail_fast.GO_ON else ""
     return End(code, f"process {process} ended with code {code}{stuck}", True)
 
 

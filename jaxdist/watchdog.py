@@ -183,7 +183,7 @@ def watching(
                 if (still := time.monotonic() - now["moved"]) > patience + later:
                     say(f"stuck in phase {line['phase']} for {still:.0f} s; all stacks:")
                     faulthandler.dump_traceback(file=2, all_threads=True)
-                    os._exit(fail_fast.STUCK)
+                    os._exit(fail_fast.GO_ON)
             # Everybody says what takes long; of what goes well the first one speaks for all.
             if line["lasted"] >= quiet and instant - warned >= quiet:
                 said = warned = instant

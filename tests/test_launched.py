@@ -162,6 +162,9 @@ def test_a_term_to_one_or_to_all_saves_one_common_step(whole, tmp_path, victims)
     assert time.monotonic() - began < 20
     step = int(out.split("saved step ")[1].split(";")[0])
     assert 7 <= step < 40
+    last = runs.events(folder)[-1]
+    assert (last["event"], last["step"]) == ("stopped", step), "steps are left"
+    assert f"stopped and saved step {step}, by a signal to one of the processes; the same" in err
     assert checkpoint.steps(folder / "checkpoints")[-1] == step
     assert nobody_left(pids.values())
     code, out, err = runs.ended(runs.launch(config, folder, *SLOWLY))

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from jaxdist import cluster, cohort, launch, run_folder
+from jaxdist import cluster, cohort, fail_fast, launch, run_folder
 from jaxdist.commands import printing
 
 
@@ -57,6 +57,22 @@ def test_the_first_thing_that_went_wrong_is_the_cause(tmp_path, codes, errors, c
 def test_a_process_that_a_stop_reached_too_early_is_no_failure(tmp_path):
     end = launch._end([Ended()] * 2, [-signal.SIGTERM, None], tmp_path, [signal.SIGINT])
     assert (end.code, end.again) == (130, False)
+
+
+@pytest.mark.parametrize(
+    ("supervisor", "restarter", "code"),
+    [("", "", 0), ("", "slurm", 75), ("here", "", 0), ("here", "slurm", 0)],
+)
+def test_stopped_is_not_done(tmp_path, monkeypatch, supervisor, restarter, code):
+    monkeypatch.setenv(fail_fast.ERRORS, supervisor and str(tmp_path))
+    monkeypatch.setenv(fail_fast.RESTARTER, restarter)
+    assert fail_fast.stopped(17) == code
+    end = launch._done(tmp_path, [])
+    assert end.stopped == bool(supervisor)
+    assert end.code == 0
+    assert ("the same command goes on" in end.told) == bool(supervisor)
+    # Who sent the signal to the supervisor was told by it.
+    assert launch._done(tmp_path, [signal.SIGTERM]).told == ""
 
 
 def test_only_a_checkpoint_with_its_manifest_is_progress(tmp_path):

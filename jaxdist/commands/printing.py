@@ -61,7 +61,7 @@ def memory_explained() -> Iterator[None]:
 def exit_code(error: BaseException) -> int:
     """The exit code of what a line is enough for; 0: it needs its traceback."""
     if isinstance(error, FloatingPointError):
-        return 1
+        return fail_fast.NOT_FINITE
     if type(error).__name__ == "NothingIntact":  # naming the class would import JAX
         return fail_fast.NOTHING_INTACT
     # Subclasses are of files that are missing or not allowed: somebody's mistake, with its place.

@@ -10,7 +10,7 @@ from jaxdist import fail_fast, rank, store, watchdog
 from jaxdist.commands import printing
 
 
-def train(options: argparse.Namespace, rest: list[str]) -> None:
+def train(options: argparse.Namespace, rest: list[str]) -> int:
     """Trains a config, or goes on with its run."""
     folder = _run_of(options)
     # Who this process is: until JAX is there the environment says it.
@@ -35,7 +35,7 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
             return _train_here(options, rest, folder, watch)
         kept = Path(os.devnull) if store.afar(folder) else folder  # no error.json behind a URL
         with fail_fast.leaving(printing.exit_code, who=cluster.place, now=watch.now, folder=kept):
-            _train_here(options, rest, folder, watch)
+            return _train_here(options, rest, folder, watch)
 
 
 def _run_of(options: argparse.Namespace) -> Path:
@@ -44,8 +44,8 @@ def _run_of(options: argparse.Namespace) -> Path:
 
 def _train_here(
     options: argparse.Namespace, rest: list[str], folder: Path, watch: watchdog.Watch
-) -> None:
-    from jaxdist import cluster, experiment, handshake, inheriting
+) -> int:
+    from jaxdist import cluster, experiment, handshake, inheriting, meeting
     from jaxdist.train import train
 
     handshake.shake("start", handshake.surroundings)
@@ -59,14 +59,18 @@ def _train_here(
             config, folder, init_from=options.init_from, resume=options.resume, say=say
         )
         outcome = train(config, folder, resume=options.resume, say=say, watch=watch)
-    if not first:
-        return
-    if not outcome.finished:
+    if outcome.finished:
+        if first:
+            printing.rows(outcome.last)
+            printing.row("run folder", folder)
+        return 0
+    if first:
         again = ["jaxdist", "train", options.config, *rest, "--workdir", str(folder)]
-        print(f"saved step {outcome.step}; to go on: {shlex.join(again)}")
-    else:
-        printing.rows(outcome.last)
-        printing.row("run folder", folder)
+        say(f"saved step {outcome.step}; to go on: {shlex.join(again)}")
+    if code := fail_fast.stopped(outcome.step):
+        # Who starts processes may end all of them with the first that leaves by such a code.
+        meeting.meet("end", outcome.step, folder=folder)
+    return code
 
 
 def launch(options: argparse.Namespace, rest: list[str]) -> int:
