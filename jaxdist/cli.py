@@ -76,10 +76,11 @@ def _parser(*, only_help: bool = False) -> argparse.ArgumentParser:
     one = command(
         "launch", running.launch, "train in several processes on this host, and restart them"
     )
-    one.add_argument("--processes", type=int, default=2, help="how many processes (2)")
-    one.add_argument("--devices-per-process", type=int, default=1, help="CPU devices of each (1)")
+    # No defaults here: what was written and says nothing where it runs is refused (jaxdist/submit.py).
+    one.add_argument("--processes", type=int, help="how many processes (2)")
+    one.add_argument("--devices-per-process", type=int, help="CPU devices of each (1)")
     one.add_argument(
-        "--max-restarts", type=int, default=3, help="failures in a row without a new checkpoint (3)"
+        "--max-restarts", type=int, help="failures in a row without a new checkpoint (3)"
     )
     one.add_argument(
         "--on", choices=("tpu-vm", "slurm", "gke-jobset"), help="print it for another site"
@@ -87,10 +88,12 @@ def _parser(*, only_help: bool = False) -> argparse.ArgumentParser:
     one.add_argument(
         "--dry-run", action="store_true", help="print the command or the manifest only"
     )
-    one.add_argument("--name", default="jaxdist", help="with --on: of the job, or of the TPU VM")
-    one.add_argument("--zone", default="ZONE", help="with --on tpu-vm")
-    one.add_argument("--image", default="IMAGE", help="with --on gke-jobset: of the container")
-    one.add_argument("--topology", default="", help="with --on gke-jobset: of a TPU slice, as 4x4")
+    one.add_argument("--name", help="with --on: of the job, or of the TPU VM")
+    one.add_argument("--zone", help="with --on tpu-vm")
+    one.add_argument("--image", help="with --on gke-jobset: of the container")
+    one.add_argument("--topology", help="with --on gke-jobset: of a TPU slice, as 4x4")
+    one.add_argument("--accelerator", help="with --topology: the label of its nodes")
+    one.add_argument("--chips", type=int, help="with --topology: of a host (4)")
     one.add_argument("train", nargs=argparse.REMAINDER, help="-- train CONFIG ...")
     one = command("status", running.status, "show what the processes of a run are doing")
     one.add_argument("workdir", type=_folder, help="the run's folder", metavar="WORKDIR")

@@ -56,7 +56,7 @@ def launch(
     command: Sequence[str],
     folder: Path,
     *,
-    processes: int,
+    processes: int = 2,
     devices_per_process: int = 1,
     max_restarts: int = 3,
 ) -> int:

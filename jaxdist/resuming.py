@@ -1,13 +1,28 @@
 """Where a run goes on from: its newest intact checkpoint, or the beginning."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxdist import checkpoint
+from jaxdist import checkpoint, fault_plan
 
 Resume = Literal["auto", "must", "never"]
 Say = Callable[[str], None]
+
+
+def in_this_life(resume: Resume, surroundings: Mapping[str, str] = os.environ) -> Resume:
+    """What `--resume` asks for in the life of a job that this is, as its supervisor or SLURM counts them.
+
+    What a later life finds is its own: "never" is said to the first one, which may have died before it had a
+    checkpoint.
+
+    >>> in_this_life("never", {}), in_this_life("never", {"SLURM_RESTART_COUNT": "1"})
+    ('never', 'auto')
+    """
+    slurm = surroundings.get("SLURM_RESTART_COUNT", "")
+    later = fault_plan.restarts(surroundings) or (slurm.isdecimal() and int(slurm))
+    return "auto" if resume == "never" and later else resume
 
 
 def newest(folder: Path, state: Any, *, resume: Resume, say: Say) -> tuple[Any, int]:

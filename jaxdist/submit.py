@@ -1,16 +1,37 @@
 """The commands and manifests that start a run where another program starts and restarts processes.
 
 They are text, and are printed, not run: read them, then give them to gcloud, sbatch or kubectl. There the
-plain `jaxdist train` joins the others by itself; whoever starts a job again makes it go on.
+plain `jaxdist train` joins the others by itself; whoever starts a job again makes it go on. SLURM and JobSet
+do so after every exit code but 0 and those of `FINAL`, so many times as they may: after 75, stopped and
+saved, and after 1 as well.
 """
 
 import json
+import math
+import re
 import shlex
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxdist import fail_fast
 
 CHECKOUT = "jaxdist-checkout"
 PORT = 1234  # of the coordinator, in a pod of its own
+# Never tried again. Not 1: a value that is not finite ends with it and would come again, but so does Python
+# after anything, and no scheduler can tell them apart.
+FINAL = tuple(code for code in fail_fast.REFUSED if code != fail_fast.NOT_FINITE)
+HERE = ""  # no site: this host
+# Which options are for where.
+USES = {
+    HERE: ("processes", "devices_per_process", "max_restarts"),
+    "tpu-vm": ("name", "zone"),
+    "slurm": ("name", "processes", "max_restarts"),
+    "gke-jobset": (
+        "name", "processes", "max_restarts", "image", "topology", "accelerator", "chips",
+    ),
+}  # fmt: skip
+OF_TPUS = ("accelerator", "chips")  # with a topology only
+CHIPS = (4, 2, 1)  # of a host, as many as may be
 
 
 class Place(NamedTuple):
@@ -30,11 +51,52 @@ class Place(NamedTuple):
     name: str = "jaxdist"
     processes: int = 2
     max_restarts: int = 3
-    zone: str = "europe-west4-b"
+    zone: str = "ZONE"
     image: str = "IMAGE"
     topology: str = ""
     accelerator: str = "tpu-v5-lite-podslice"
     chips: int = 4
+
+
+def text(site: str, command: Sequence[str], given: Mapping[str, Any]) -> str:
+    """What to give to a site, a key of `SITES`.
+
+    Args:
+      site: which one.
+      command: `["train", CONFIG, ...]`.
+      given: the options that somebody has written, by the names of `Place`.
+
+    Raises:
+      ValueError: an option that this site does not use, or what would not come back there.
+    """
+    check_used(site, given)
+    place = Place(**given)
+    if not place.topology and (alone := [name for name in OF_TPUS if name in given]):
+        raise ValueError(
+            f"--{alone[0]} is of TPU nodes: write --topology 4x4 with it, or leave it out"
+        )
+    for name in ("processes", "chips"):
+        if getattr(place, name) < 1:
+            raise ValueError(
+                f"--{name} {getattr(place, name)}: expected a positive integer; write 2"
+            )
+    if place.max_restarts < 0:
+        raise ValueError(f"--max-restarts {place.max_restarts}: expected 0 or more; write 3")
+    return SITES[site](command, place)
+
+
+def check_used(site: str, given: Iterable[str]) -> None:
+    """Refuses options that say nothing there.
+
+    Raises:
+      ValueError: names the option and where it is used.
+    """
+    for name in given:
+        if name not in USES[site]:
+            option, sites = f"--{name.replace('_', '-')}", [x for x in USES if name in USES[x]]
+            where = f"with --on {site}" if site else "on this host"
+            used = " or ".join(f"--on {x}" if x else "without --on" for x in sites)
+            raise ValueError(f"{option} says nothing {where}: leave it out (it is for {used})")
 
 
 def tpu_vm(command: Sequence[str], place: Place) -> str:
@@ -54,7 +116,7 @@ def slurm(command: Sequence[str], place: Place) -> str:
     """A batch script: one task a node, started again by SLURM where a node fails.
 
     `srun --kill-on-bad-exit` ends all tasks with the first that fails; the script then puts itself back
-    into the queue, so many times as it may.
+    into the queue, so many times as it may: a time limit counts as well as a failure.
     """
     # A comment of sbatch ends at the line; what has another character is no name of SLURM's.
     lines = [
@@ -65,13 +127,16 @@ def slurm(command: Sequence[str], place: Place) -> str:
         "#SBATCH --requeue",
         "#SBATCH --open-mode=append",
         "#SBATCH --signal=TERM@120",
-        "# Ended two minutes before the limit, the run is saved. A refusal (code 2) is not tried again.",
+        "# Stopped two minutes before the limit, the run saves, ends with 75 and goes on in its next life.",
+        f"export {fail_fast.RESTARTER}=slurm",
         f"srun --kill-on-bad-exit=1 {shlex.join(['jaxdist', *command])}",
         "code=$?",
-        'if [ "$code" -ne 0 ] && [ "$code" -ne 1 ] && [ "$code" -ne 2 ] && '
-        f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {place.max_restarts} ]; then',
-        '  scontrol requeue "$SLURM_JOB_ID"',
-        "fi",
+        'case "$code" in',
+        f"  {'|'.join(map(str, (0, *FINAL)))}) ;; # done, or refused: it would only be refused again",
+        f'  *) if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {place.max_restarts} ]; then',
+        '       scontrol requeue "$SLURM_JOB_ID"',
+        "     fi ;;",
+        "esac",
         'exit "$code"',
     ]
     return "\n".join(lines)
@@ -82,8 +147,15 @@ def gke_jobset(command: Sequence[str], place: Place) -> str:
 
     On TPU nodes the coordinator is found from what GKE says of the slice; elsewhere from the names of
     the pods.
+
+    Raises:
+      ValueError: the run's folder is in the pods, which share none and lose theirs; `--resume never`, for no
+        pod knows which life it is in; a topology that has not as many chips as the hosts.
     """
     name = _plain(place.name)
+    _check_comes_back(command, place)
+    _check_chips(place)
+    restarter = {"name": fail_fast.RESTARTER, "value": "gke-jobset"}
     variables = [
         {"name": "JAX_COORDINATOR_ADDRESS", "value": f"{name}-workers-0-0.{name}:{PORT}"},
         {"name": "JAX_NUM_PROCESSES", "value": str(place.processes)},
@@ -113,9 +185,8 @@ def gke_jobset(command: Sequence[str], place: Place) -> str:
             "cloud.google.com/gke-tpu-accelerator": place.accelerator,
             "cloud.google.com/gke-tpu-topology": place.topology,
         }
-    else:
-        container["env"] = variables
-    # Any failed pod ends its job, and that all of the set; codes 1 and 2 would only fail again.
+    container["env"] = [restarter, *([] if place.topology else variables)]
+    # Any failed pod ends its job, and that all of the set; a refusal would only come again.
     job = {
         "parallelism": place.processes,
         "completions": place.processes,
@@ -128,7 +199,7 @@ def gke_jobset(command: Sequence[str], place: Place) -> str:
                     "onExitCodes": {
                         "containerName": "jaxdist",
                         "operator": "In",
-                        "values": [1, 2],
+                        "values": list(FINAL),
                     },
                 }
             ]
@@ -153,6 +224,52 @@ def gke_jobset(command: Sequence[str], place: Place) -> str:
 
 
 SITES = {"tpu-vm": tpu_vm, "slurm": slurm, "gke-jobset": gke_jobset}
+
+
+def option(command: Sequence[str], name: str) -> str:
+    """What a command says for an option, the last time; empty: nothing.
+
+    >>> option(["train", "c.py", "--workdir=a", "--workdir", "b"], "--workdir")
+    'b'
+    """
+    said = ""
+    for word, after in zip(command, [*command[1:], ""], strict=True):
+        if word == name or word.startswith(f"{name}="):
+            said = after if word == name else word.removeprefix(f"{name}=")
+    return said
+
+
+def _check_comes_back(command: Sequence[str], place: Place) -> None:
+    """Refuses what the pods of a second life would not find, or would refuse themselves."""
+    workdir = option(command, "--workdir")
+    scheme, afar, _ = workdir.partition("://")
+    shared = afar and scheme not in ("file", "local", "memory")
+    if not shared and (place.processes > 1 or place.max_restarts):
+        raise ValueError(
+            f"--workdir {workdir or 'runs/CONFIG'}: pods share no path, and lose what is on theirs: expected "
+            "a URL; write --workdir gs://BUCKET/run"
+        )
+    if option(command, "--resume") == "never":
+        raise ValueError(
+            "--resume never: a JobSet does not tell its pods whether they are the first: a later life would "
+            "be refused; choose a new --workdir and leave it out"
+        )
+
+
+def _check_chips(place: Place) -> None:
+    """Refuses a topology that the hosts do not make up."""
+    if not place.topology:
+        return
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", place.topology):
+        raise ValueError(f"--topology {place.topology!r}: expected counts of chips; write 4x4")
+    count = math.prod(map(int, place.topology.split("x")))
+    if count != place.processes * place.chips:
+        chips = next(n for n in (place.chips, *CHIPS) if count % n == 0)
+        new = f" --chips {chips}" if chips != place.chips else ""
+        raise ValueError(
+            f"--topology {place.topology} has {count} chips, but --processes {place.processes} of --chips "
+            f"{place.chips} are {place.processes * place.chips}; write --processes {count // chips}{new}"
+        )
 
 
 def _plain(name: str) -> str:

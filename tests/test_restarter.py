@@ -75,3 +75,17 @@ def test_a_process_that_comes_late_may_come_in_the_next_life(tmp_path, restarter
     code, _, err = runs.ended(alone)
     assert code == expected, err
     assert "of 2 processes connected" in err
+
+
+def test_never_is_said_to_the_first_life_only(tmp_path):
+    config, folder = runs.small(tmp_path), tmp_path / "run"
+    given = (config, folder, "--resume", "never")
+    # One life before its first checkpoint, one after it.
+    code, _, err = runs.ended(runs.launch(*given, plan="kill:1@step=3,kill:0@step=17/1"))
+    assert code == 0, err
+    assert err.count("died of SIGKILL; restart") == 2
+    assert runs.lines(folder)[-1]["step"] == 40
+    by_slurm = {"SLURM_RESTART_COUNT": "1"}
+    for more, code in (({}, 2), (by_slurm, 0)):
+        again = runs.start("train", config, "--workdir", str(folder), "--resume", "never", **more)
+        assert runs.ended(again)[0] == code

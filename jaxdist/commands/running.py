@@ -45,7 +45,7 @@ def _run_of(options: argparse.Namespace) -> Path:
 def _train_here(
     options: argparse.Namespace, rest: list[str], folder: Path, watch: watchdog.Watch
 ) -> int:
-    from jaxdist import cluster, experiment, handshake, inheriting, meeting
+    from jaxdist import cluster, experiment, handshake, inheriting, meeting, resuming
     from jaxdist.train import train
 
     handshake.shake("start", handshake.surroundings)
@@ -54,11 +54,10 @@ def _train_here(
     handshake.shake("run", lambda: handshake.of_run(config))
     first = cluster.place()[0] == 0  # which speaks for all of a job
     say = (lambda line: print(line, flush=True)) if first else lambda line: None
+    resume = resuming.in_this_life(options.resume)
     with printing.memory_explained():
-        inheriting.prepare(
-            config, folder, init_from=options.init_from, resume=options.resume, say=say
-        )
-        outcome = train(config, folder, resume=options.resume, say=say, watch=watch)
+        inheriting.prepare(config, folder, init_from=options.init_from, resume=resume, say=say)
+        outcome = train(config, folder, resume=resume, say=say, watch=watch)
     if outcome.finished:
         if first:
             printing.rows(outcome.last)
@@ -80,31 +79,29 @@ def launch(options: argparse.Namespace, rest: list[str]) -> int:
     given = options.train[1:] if options.train[:1] == ["--"] else options.train
     if given[:1] != ["train"]:
         printing.refuse("jaxdist launch --processes 2 -- train CONFIG ...: expected train after --")
-    inner, _ = options.parser.parse_known_args(given)
+    names = {name for names in submit.USES.values() for name in names}
+    written = {name: getattr(options, name) for name in sorted(names)}
+    written = {name: value for name, value in written.items() if value is not None}
     if options.on:
         if not options.dry_run:
             printing.refuse(
                 f"--on {options.on} prints what to run elsewhere: write --on {options.on} --dry-run"
             )
-        names = ("name", "processes", "max_restarts", "zone", "image", "topology")
-        place = submit.Place(**{name: getattr(options, name) for name in names})
-        print(submit.SITES[options.on](given, place))
+        # Its URLs are for that site: nothing here has to be able to read them.
+        options.parser.parse_known_args([word.replace("://", "/") for word in given])
+        print(submit.text(options.on, given, written))
         return 0
     if options.dry_run:
         printing.refuse("--dry-run prints what another site runs: write --on slurm --dry-run")
+    submit.check_used(submit.HERE, written)
+    inner, _ = options.parser.parse_known_args(given)
     folder = _run_of(inner)
     if store.afar(folder):
         printing.refuse(
             f"--workdir {folder}: jaxdist launch keeps its own records in the run's folder: write a path; "
             "a URL is for jaxdist train in every process"
         )
-    return launch.launch(
-        given,
-        folder,
-        processes=options.processes,
-        devices_per_process=options.devices_per_process,
-        max_restarts=options.max_restarts,
-    )
+    return launch.launch(given, folder, **written)
 
 
 def status(options: argparse.Namespace, rest: list[str]) -> None:
