@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdist import fail_fast, fault_plan, frozen, peers, watchdog
+from jaxdist import fail_fast, fault_plan, frozen, hangup, peers, watchdog
 
 EVENTS = "supervisor.jsonl"
 LOCK = "supervisor.lock"
@@ -348,10 +348,15 @@ def _alone(folder: Path) -> Iterator[Callable[..., None]]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Inside, Ctrl-C and SIGTERM are noted in the list, and do not end the supervisor."""
+    """Inside, Ctrl-C, SIGTERM and a closed terminal are noted in the list, and do not end the supervisor."""
     came: list[int] = []
-    numbers = signal.SIGINT, signal.SIGTERM
-    before = {n: signal.signal(n, lambda number, frame: came.append(number)) for n in numbers}
+
+    def note(number: int, frame: Any) -> None:
+        if hangup.counts(number, len(came)):
+            came.append(number)
+
+    numbers = [signal.SIGINT, signal.SIGTERM, *([hangup.NUMBER] if hangup.heeded() else [])]
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield came
     finally:
@@ -360,6 +365,6 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _say(*texts: str) -> None:
-    print(
-        *[text for text in texts if text], sep="\n", end="\n" if any(texts) else "", file=sys.stderr
-    )
+    for text in texts:
+        if text:
+            hangup.say(text, sys.stderr)

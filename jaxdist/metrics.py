@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxdist import events, run_folder, store
+from jaxdist import events, hangup, run_folder, store
 from jaxdist.executor import Trainer
 
 PyTree = Any
@@ -52,11 +53,10 @@ def recording(folder: Path, *, begin: int, steps: int) -> Iterator[Recorder]:
         (m["seconds"] for m in reversed(run_folder.read_metrics(folder)) if "seconds" in m), 0.0
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(file=hangup.survived(sys.stderr))
     with (
         _lines(folder) as (append, sync),
-        Progress(
-            *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
-        ) as bar,
+        Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar,
         events.written(folder) as event,
     ):
         task = bar.add_task("compiling", total=steps, completed=begin)

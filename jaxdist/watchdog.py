@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdist import fail_fast, fault_plan, peers
+from jaxdist import fail_fast, fault_plan, hangup, peers
 
 QUIET_SECONDS = 10.0
 TICK_SECONDS, LOOK_SECONDS = 0.02, 0.5
@@ -107,7 +107,7 @@ def watching(
 
     def say(line: str) -> None:
         mine = f"[process {who()[0]}] " if several() else ""
-        print(f"{mine}step {now['step']}: {line}", file=sys.stderr, flush=True)
+        hangup.say(f"{mine}step {now['step']}: {line}", sys.stderr)
 
     def about(rate: float, shares: dict[str, float]) -> dict[str, Any]:
         lasted = time.monotonic() - now["since"]

@@ -21,6 +21,7 @@ FLOORS = {
     "permutations": 0,
     "fault_plan": 0,
     "fail_fast": 0,
+    "hangup": 0,
     "connections": 0,
     "peers": 0,
     "rank": 0,

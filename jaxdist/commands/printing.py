@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from jaxdist import fail_fast
+from jaxdist import fail_fast, hangup
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -18,7 +19,7 @@ def refuse(message: str) -> NoReturn:
 
 def row(name: str, value: object) -> None:
     """Prints a name and a value."""
-    print(f"{name:24}{value}")
+    hangup.say(f"{name:24}{value}", sys.stdout)
 
 
 def rows(line: dict[str, float]) -> None:

@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from jaxdist import fail_fast, rank, store, watchdog
+from jaxdist import fail_fast, hangup, rank, store, watchdog
 from jaxdist.commands import printing
 
 
@@ -53,7 +53,7 @@ def _train_here(
     config = experiment.read(options.config, rest)
     handshake.shake("run", lambda: handshake.of_run(config))
     first = cluster.place()[0] == 0  # which speaks for all of a job
-    say = (lambda line: print(line, flush=True)) if first else lambda line: None
+    say = (lambda line: hangup.say(line, sys.stdout)) if first else lambda line: None
     resume = resuming.in_this_life(options.resume)
     with printing.memory_explained():
         inheriting.prepare(config, folder, init_from=options.init_from, resume=resume, say=say)
