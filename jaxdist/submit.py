@@ -30,6 +30,8 @@ USES = {
         "name", "processes", "max_restarts", "image", "topology", "accelerator", "chips",
     ),
 }  # fmt: skip
+# Of a launch on this host: elsewhere they may stand, and a remark says that they say nothing.
+ANYWHERE = USES[HERE]
 OF_TPUS = ("accelerator", "chips")  # with a topology only
 CHIPS = (4, 2, 1)  # of a host, as many as may be
 
@@ -70,7 +72,9 @@ def text(site: str, command: Sequence[str], given: Mapping[str, Any]) -> str:
       ValueError: an option that this site does not use, or what would not come back there.
     """
     check_used(site, given)
-    place = Place(**given)
+    place = Place(**{name: value for name, value in given.items() if name in Place._fields})
+    if place.topology and "processes" not in given:
+        place = place._replace(processes=_hosts(place))
     if not place.topology and (alone := [name for name in OF_TPUS if name in given]):
         raise ValueError(
             f"--{alone[0]} is of TPU nodes: write --topology 4x4 with it, or leave it out"
@@ -92,11 +96,28 @@ def check_used(site: str, given: Iterable[str]) -> None:
       ValueError: names the option and where it is used.
     """
     for name in given:
-        if name not in USES[site]:
+        if name not in USES[site] and not (site and name in ANYWHERE):
             option, sites = f"--{name.replace('_', '-')}", [x for x in USES if name in USES[x]]
             where = f"with --on {site}" if site else "on this host"
             used = " or ".join(f"--on {x}" if x else "without --on" for x in sites)
             raise ValueError(f"{option} says nothing {where}: leave it out (it is for {used})")
+
+
+def remarks(site: str, command: Sequence[str], given: Mapping[str, Any]) -> list[str]:
+    """What somebody should know of what is printed, a line each."""
+    said = [
+        f"--{name.replace('_', '-')} says nothing with --on {site}"
+        for name in given
+        if name not in USES[site]
+    ]
+    workdir = option(command, "--workdir")
+    scheme, afar, _ = workdir.partition("://")
+    if site == "gke-jobset" and (not afar or scheme in ("file", "local", "memory")):
+        said.append(
+            f"--workdir {workdir or 'runs/CONFIG'}: pods share no path, and lose what is on theirs: mount a "
+            "volume there, or write --workdir gs://BUCKET/run"
+        )
+    return said
 
 
 def tpu_vm(command: Sequence[str], place: Place) -> str:
@@ -149,11 +170,11 @@ def gke_jobset(command: Sequence[str], place: Place) -> str:
     the pods.
 
     Raises:
-      ValueError: the run's folder is in the pods, which share none and lose theirs; `--resume never`, for no
-        pod knows which life it is in; a topology that has not as many chips as the hosts.
+      ValueError: `--resume never`, for no pod knows which life it is in; a topology that has not as many
+        chips as the hosts.
     """
     name = _plain(place.name)
-    _check_comes_back(command, place)
+    _check_life(command)
     _check_chips(place)
     restarter = {"name": fail_fast.RESTARTER, "value": "gke-jobset"}
     variables = [
@@ -239,16 +260,8 @@ def option(command: Sequence[str], name: str) -> str:
     return said
 
 
-def _check_comes_back(command: Sequence[str], place: Place) -> None:
-    """Refuses what the pods of a second life would not find, or would refuse themselves."""
-    workdir = option(command, "--workdir")
-    scheme, afar, _ = workdir.partition("://")
-    shared = afar and scheme not in ("file", "local", "memory")
-    if not shared and (place.processes > 1 or place.max_restarts):
-        raise ValueError(
-            f"--workdir {workdir or 'runs/CONFIG'}: pods share no path, and lose what is on theirs: expected "
-            "a URL; write --workdir gs://BUCKET/run"
-        )
+def _check_life(command: Sequence[str]) -> None:
+    """Refuses what a second life would be refused for."""
     if option(command, "--resume") == "never":
         raise ValueError(
             "--resume never: a JobSet does not tell its pods whether they are the first: a later life would "
@@ -256,13 +269,23 @@ def _check_comes_back(command: Sequence[str], place: Place) -> None:
         )
 
 
+def _chips(place: Place) -> int:
+    """How many chips a topology has."""
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", place.topology):
+        raise ValueError(f"--topology {place.topology!r}: expected counts of chips; write 4x4")
+    return math.prod(map(int, place.topology.split("x")))
+
+
+def _hosts(place: Place) -> int:
+    """How many hosts a topology needs, at least one: `_check_chips` says what is wrong with it."""
+    return max(_chips(place) // max(place.chips, 1), 1)
+
+
 def _check_chips(place: Place) -> None:
     """Refuses a topology that the hosts do not make up."""
     if not place.topology:
         return
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", place.topology):
-        raise ValueError(f"--topology {place.topology!r}: expected counts of chips; write 4x4")
-    count = math.prod(map(int, place.topology.split("x")))
+    count = _chips(place)
     if count != place.processes * place.chips:
         chips = next(n for n in (place.chips, *CHIPS) if count % n == 0)
         new = f" --chips {chips}" if chips != place.chips else ""

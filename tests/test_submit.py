@@ -111,10 +111,11 @@ def test_on_tpu_nodes_the_slice_says_who_is_who(capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["4x4"], "has 16 chips, but --processes 2 of --chips 4 are 8; write --processes 4"),
-        (["4x4", "--chips", "3"], "are 6; write --processes 4 --chips 4"),
-        (["2x2x4", "--chips", "1"], "--topology 2x2x4 has 16 chips, but --processes 2 of --chips 1 are 2; "
-         "write --processes 16"),
+        (["4x4", "--processes", "2"], "has 16 chips, but --processes 2 of --chips 4 are 8; write "
+         "--processes 4"),
+        (["4x4", "--chips", "3"], "are 15; write --processes 4 --chips 4"),
+        (["2x2x4", "--chips", "1", "--processes", "2"], "--topology 2x2x4 has 16 chips, but --processes 2 "
+         "of --chips 1 are 2; write --processes 16"),
         (["4x"], "--topology '4x': expected counts of chips; write 4x4"),
     ],
 )  # fmt: skip
@@ -124,15 +125,27 @@ def test_a_topology_has_as_many_chips_as_its_hosts(capsys, options, words):
 
 
 @pytest.mark.parametrize("workdir", [[], ["--workdir", "runs/a"], ["--workdir=file:///tmp/a"]])
-def test_pods_that_share_no_folder_are_refused(capsys, workdir):
+def test_pods_that_share_no_folder_are_remarked_on(capsys, workdir):
     command = ["train", "c.py", *workdir]
-    for options in ([], ["--processes", "1"], ["--max-restarts", "0"]):
-        given = ("--on", "gke-jobset", "--dry-run", *options)
-        assert "write --workdir gs://BUCKET/run" in refused(capsys, *given, command=command)
-    alone = ("--on", "gke-jobset", "--processes", "1", "--max-restarts", "0")
-    assert json.loads(printed(capsys, *alone, command=command))
-    # On a cluster they may.
-    assert printed(capsys, "--on", "slurm", command=command)
+    for site, remarked in (("gke-jobset", True), ("slurm", False)):
+        assert cli.main(["launch", "--on", site, "--dry-run", "--", *command]) == 0
+        assert ("or write --workdir gs://BUCKET/run" in capsys.readouterr().err) == remarked
+    assert cli.main(["launch", "--on", "gke-jobset", "--dry-run", "--", *AFAR]) == 0
+    assert not capsys.readouterr().err
+
+
+def test_options_of_a_launch_here_are_remarked_on_where_they_say_nothing(capsys):
+    given = ["--processes", "4", "--max-restarts", "2", "--on", "tpu-vm", "--dry-run"]
+    assert cli.main(["launch", *given, "--", *AFAR]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("gcloud ")
+    assert "--processes says nothing with --on tpu-vm" in said.err
+    assert "--max-restarts says nothing with --on tpu-vm" in said.err
+
+
+def test_a_topology_says_how_many_hosts(capsys):
+    manifest = json.loads(printed(capsys, "--on", "gke-jobset", "--topology", "4x8", command=AFAR))
+    assert manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["parallelism"] == 8
 
 
 @pytest.mark.parametrize(
@@ -140,9 +153,7 @@ def test_pods_that_share_no_folder_are_refused(capsys, workdir):
     [
         (["--on", "slurm", "--zone", "a"], "--zone says nothing with --on slurm"),
         (["--on", "slurm", "--image", "a"], "(it is for --on gke-jobset)"),
-        (["--on", "tpu-vm", "--max-restarts", "3"], "(it is for without --on or --on slurm or"),
-        (["--on", "tpu-vm", "--processes", "2"], "--processes says nothing with --on tpu-vm"),
-        (["--on", "slurm", "--devices-per-process", "1"], "(it is for without --on)"),
+        (["--on", "tpu-vm", "--topology", "4x4"], "--topology says nothing with --on tpu-vm"),
         (["--on", "gke-jobset", "--chips", "4"], "--chips is of TPU nodes: write --topology 4x4"),
         (["--on", "slurm", "--processes", "0"], "--processes 0: expected a positive integer"),
         (["--on", "slurm", "--max-restarts", "-1"], "--max-restarts -1: expected 0 or more"),

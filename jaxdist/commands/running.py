@@ -90,6 +90,8 @@ def launch(options: argparse.Namespace, rest: list[str]) -> int:
         # Its URLs are for that site: nothing here has to be able to read them.
         options.parser.parse_known_args([word.replace("://", "/") for word in given])
         print(submit.text(options.on, given, written))
+        for line in submit.remarks(options.on, given, written):
+            print(f"jaxdist: {line}", file=sys.stderr)
         return 0
     if options.dry_run:
         printing.refuse("--dry-run prints what another site runs: write --on slurm --dry-run")
