@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 0 done, 1 stopped by a value that is not finite, 2 refused, 3 no checkpoint of those
       there are can be believed, 74 the disk is full or gone, with one line that says why on the error
-      stream; 130 interrupted.
+      stream; 75 stopped and saved, where something starts the job again; 130 interrupted.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
