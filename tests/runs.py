@@ -170,6 +170,11 @@ def alive(pid: int) -> bool:
     return state(pid) not in ("", "Z")
 
 
+def crowd() -> float:
+    """How many times longer work takes because others want the cores of this host too; 1.0: idle."""
+    return max(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0)
+
+
 def until(condition, *, seconds: float = 90):
     """What `condition()` returns once it is true."""
     end = time.monotonic() + seconds

@@ -14,7 +14,11 @@ from jaxdist import checkpoint, experiment
 from jaxdist.executor import execute
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
-SLOWLY = ("--slow", "0.2")
+SLOW = 0.2
+SLOWLY = ("--slow", str(SLOW))
+# From a kill, and from a stop for ever, to the first new step; from SIGTERM to the last process's end,
+# without the save.
+KILL_SECONDS, STOP_SECONDS, TERM_SECONDS = 15, 30, 3
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,30 @@ def step_reached(folder, step):
     return lambda: [s for s in runs.statuses(folder) if s["step"] >= step]
 
 
+def stepping(folder, life):
+    """The processes that have done a step of their own in this life of the job."""
+    return lambda: [
+        s for s in runs.statuses(folder) if s["restarts"] == life and "step" in s["seconds"]
+    ]
+
+
+def when_asked(folder):
+    """A moment in which all are asked to stop: the time, the step, for how long it has been saving."""
+    (first,) = [s for s in runs.statuses(folder) if s["process"] == 0]
+    return time.time(), first["step"], first["seconds"].get("save", 0.0)
+
+
+def stopped_soon(folder, asked, step):
+    """Whether all ended soon after that moment."""
+    began, then, saving = asked
+    _, _, saved = when_asked(folder)
+    # No step is shorter than its data: this part does not depend on who shares the CPU.
+    assert (step - then) * SLOW <= TERM_SECONDS
+    lasted = runs.events(folder)[-1]["time"] - began
+    assert lasted <= (TERM_SECONDS + saved - saving) * runs.crowd()
+    return True
+
+
 def nobody_left(pids, *, seconds=5.0):
     return runs.until(lambda: not any(map(runs.alive, pids)), seconds=seconds)
 
@@ -77,6 +105,30 @@ def test_a_killed_process_is_started_again_and_the_run_ends_bit_for_bit_the_same
         "done",
     ]
     assert same_as(whole, tmp_path / "run")
+
+
+def test_the_first_new_step_comes_within_15_seconds_of_a_kill(tmp_path):
+    config, folder = runs.small(tmp_path), tmp_path / "run"
+    workers = ("--workers", "6", "--topology", "6")
+    process = runs.launch(config, folder, *SLOWLY, *workers, processes=3)
+    for life, victim in enumerate((1, 0)):
+        before = max(checkpoint.steps(folder / "checkpoints"), default=0)
+        # With a new checkpoint, after which the pause is the shortest.
+        runs.until(
+            lambda at=before: [s for s in checkpoint.steps(folder / "checkpoints") if s > at]
+        )
+        (pid,) = [s["pid"] for s in runs.statuses(folder) if s["process"] == victim]
+        began, killed = time.monotonic(), time.time()
+        os.kill(pid, signal.SIGKILL)
+        runs.until(stepping(folder, life + 1))
+        assert time.monotonic() - began <= KILL_SECONDS
+        # The supervisor's own part of it.
+        failed, again = [e["time"] - killed for e in runs.events(folder)[-2:]]
+        assert 0 <= failed < 1
+        assert 0.5 <= again - failed < 1
+    code, _, err = runs.ended(process)
+    assert code == 0, err
+    assert err.count("died of SIGKILL; restart") == 2
 
 
 def test_killed_while_it_saves_the_step_before_is_restored(whole, tmp_path):
@@ -154,13 +206,14 @@ def test_a_term_to_one_or_to_all_saves_one_common_step(whole, tmp_path, victims)
     process = runs.launch(config, folder, *SLOWLY)
     runs.until(step_reached(folder, 7))
     pids = {s["process"]: s["pid"] for s in runs.statuses(folder)}
-    began = time.monotonic()
+    asked, began = when_asked(folder), time.monotonic()
     for victim in victims:
         os.kill(pids[victim], signal.SIGTERM)
     code, out, err = runs.ended(process)
     assert code == 0, err
     assert time.monotonic() - began < 20
     step = int(out.split("saved step ")[1].split(";")[0])
+    assert stopped_soon(folder, asked, step)
     assert 7 <= step < 40
     last = runs.events(folder)[-1]
     assert (last["event"], last["step"]) == ("stopped", step), "steps are left"
@@ -178,11 +231,13 @@ def test_a_signal_to_the_supervisor_is_passed_on_once_and_leaves_nobody(tmp_path
     process = runs.launch(config, folder, *SLOWLY)
     runs.until(step_reached(folder, 7))
     pids = [s["pid"] for s in runs.statuses(folder)]
+    asked = when_asked(folder)
     os.killpg(process.pid, number)  # as a terminal does
     code, out, err = runs.ended(process)
     assert code == 0, err
     assert "saved step" in out
     assert runs.events(folder)[-1]["event"] == "stopped"
+    assert stopped_soon(folder, asked, int(out.split("saved step ")[1].split(";")[0]))
     assert nobody_left(pids)
 
 
@@ -308,6 +363,10 @@ def test_a_process_that_stops_for_a_while_goes_on_and_one_for_ever_is_replaced(w
     time.sleep(5)
     assert [e["event"] for e in runs.events(folder)] == ["start"]
     os.kill(pid, signal.SIGCONT)
+    runs.until(stopped)  # for ever
+    began = time.monotonic()
+    runs.until(stepping(folder, 1))
+    assert 15 < time.monotonic() - began <= STOP_SECONDS
     code, _, err = runs.ended(process, seconds=250)
     assert code == 0, err
     for number, process in ((1, 1), (2, 0)):

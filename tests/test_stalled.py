@@ -26,6 +26,8 @@ LOADER = f"""import os
                 self.pool = ProcessPoolExecutor(1, get_context("spawn"))
             worker = self.pool.submit(os.getpid).result()
             if step == 13 and {MINE} == 1 and os.environ["JAXDIST_RESTARTS"] == "0":
+                with open(os.environ["DIED"], "w") as file:
+                    file.write(str(time.time()))
                 os.kill(worker, 9)
                 self.pool.submit(os.getpid).result()"""
 
@@ -92,8 +94,12 @@ def test_slow_data_and_a_slow_process_are_named_and_ctrl_c_saves_and_leaves_nobo
 
 def test_a_loader_that_dies_is_an_error_and_the_run_goes_on(tmp_path):
     config, folder = config_with(tmp_path, "time.sleep(slow)", LOADER), tmp_path / "run"
-    code, _, err = runs.ended(runs.launch(config, folder))
+    died = tmp_path / "died"
+    code, _, err = runs.ended(runs.launch(config, folder, DIED=str(died)))
     assert code == 0, err
+    # All have ended, so soon after its worker.
+    (failed,) = [e for e in runs.events(folder) if e["event"] == "failed"]
+    assert failed["time"] - float(died.read_text()) <= 5
     assert "[process 1] concurrent.futures.process.BrokenProcessPool" in err
     assert "BrokenProcessPool in phase data of step 13; restart 1 from step 7" in err
     assert runs.lines(folder)[-1]["step"] == 40
