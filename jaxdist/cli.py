@@ -171,7 +171,7 @@ def _folder(text: str) -> Path:
         raise argparse.ArgumentTypeError(
             f"{text} is no path of a file system, and a URL is for train, eval, compare and check"
         )
-    return Path(text)
+    return _place(text)
 
 
 def _counts(text: str) -> list[int]:

@@ -6,6 +6,7 @@ whole or not at all. So a step is copied there file by file, and its manifest la
 """
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -28,7 +29,8 @@ def folder(text: str | os.PathLike[str]) -> Path:
     """The folder that a path or a URL names.
 
     Raises:
-      ValueError: there is no such scheme, or its package is not installed; names the pip command.
+      ValueError: there is no such scheme, or its package is not installed; names the pip command. Or no
+        file system has such a path: too long a name, a zero byte.
 
     >>> folder("runs/a")
     PosixPath('runs/a')
@@ -36,6 +38,7 @@ def folder(text: str | os.PathLike[str]) -> Path:
     if not isinstance(text, str):
         return cast(Path, text)
     if "://" not in text:
+        _check_path(text)
         return Path(text)
     scheme = text.split("://")[0]
     try:
@@ -56,6 +59,17 @@ def folder(text: str | os.PathLike[str]) -> Path:
             f"{text}: {' '.join(str(error).split())}; write a path, or gs://, s3://, file://"
         ) from None
     return cast(Path, found)
+
+
+def _check_path(text: str) -> None:
+    """Refuses what no file can be called; whether there is one is another question."""
+    try:
+        os.lstat(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no path: {error}; write runs/NAME") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"{text!r} is no path: {error.strerror}; write runs/NAME") from None
 
 
 @contextlib.contextmanager

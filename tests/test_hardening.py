@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import runs
 
-from jaxdist import cli, cluster, doctor, experiment, run_folder
+from jaxdist import checkpoint, cli, cluster, doctor, experiment, run_folder
 from jaxdist.data import check_batch
 
 SECRET = "not-to-be-seen-7c1"
@@ -101,15 +101,74 @@ def test_nothing_in_the_package_opens_a_port_or_a_shell():
                 assert not shell, f"{file}:{node.lineno}: shell="
 
 
-@pytest.mark.parametrize("name", ["../up", "a/../../b", "x" * 300, "nul\0", "f\u0456le"])
-def test_a_folder_is_the_path_that_was_written_or_refused(tmp_path, capsys, name):
-    """There are no names of runs from which a path is made."""
-    inside = tmp_path / "a" / "b"
-    inside.mkdir(parents=True)
-    code = cli.main(["eval", str(inside / name)])
-    assert code == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b"]
+@pytest.fixture
+def inside(tmp_path):
+    """A folder deep in another, with links out of it: to a folder, and to nothing."""
+    folder = tmp_path / "a" / "b"
+    for made in (folder / "c", tmp_path / "elsewhere"):
+        made.mkdir(parents=True)
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "nowhere").symlink_to(tmp_path / "not-there")
+    return folder
+
+
+def below(folder):
+    """All that is in a folder, of what kind and size; links are not followed."""
+    found = {}
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = os.path.join(place, name)
+            kept = os.lstat(path)
+            found[path] = kept.st_mode, kept.st_size if stat.S_ISREG(kept.st_mode) else 0
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("../up", "a/up"),
+        ("c/../../d", "a/d"),
+        ("f\u0456le", "a/b/f\u0456le"),
+        ("link", "elsewhere"),
+        ("link/run", "elsewhere/run"),
+    ],
+)
+def test_a_run_writes_to_the_path_that_was_written_and_nowhere_else(
+    tmp_path, inside, tmp_path_factory, monkeypatch, name, where
+):
+    """There are no names of runs from which a path is made; a link leads where it leads."""
+    config = runs.small(tmp_path_factory.mktemp("config"))
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+    before = below(tmp_path)
+    assert cli.main(["train", config, "--steps", "1", "--workdir", f"{inside}/{name}"]) == 0
+    assert checkpoint.steps(tmp_path / where / "checkpoints") == [1]
+    assert run_folder.read_record(tmp_path / where)["config"] == config
+    own, after = str(tmp_path / where), below(tmp_path)
+    assert {p: x for p, x in after.items() if p != own and not p.startswith(f"{own}/")} == {
+        p: x for p, x in before.items() if p != own
+    }
+    assert not os.listdir(), "nor in the folder where it was started"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("x" * 300, "File name too long"),
+        ("nul\0", "null byte"),
+        ("nowhere", "File exists; choose another"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "eval", "status"])
+def test_a_path_that_can_not_be_is_one_line(tmp_path, inside, capsys, command, name, said):
+    config = runs.small(tmp_path)
+    given = [config, "--steps", "1", "--workdir"] if command == "train" else []
+    before = below(tmp_path)
+    assert cli.main([command, *given, f"{inside}/{name}"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    # Who only reads finds no run behind a link to nothing.
+    assert (said if command == "train" or name != "nowhere" else "holds no") in err
+    assert below(tmp_path) == before
 
 
 def test_a_first_batch_that_is_not_fit_to_train_on_is_refused():
