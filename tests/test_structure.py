@@ -43,7 +43,6 @@ FLOORS = {
     "frozen": 2,
     "launch": 3,
     "meeting": 3,
-    "progress": 3,
     "waiting": 2,
     "buckets": 3,
     "faults": 3,
