@@ -127,7 +127,7 @@ def test_five_kills_change_no_bit_and_all_seconds_are_accounted_for(capfd):
         "--methods",
         "diloco",
         "--steps",
-        "2000",
+        "6000",
         "--every",
         "1",
         "--processes",
