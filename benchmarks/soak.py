@@ -1,7 +1,7 @@
 """Kills processes of supervised runs at random and reports where the time went: goodput by cause.
 
     python benchmarks/soak.py --kills 20                        # 20 kills for each of four methods
-    python benchmarks/soak.py --minutes 10 --every 30 --steps 12000     # four methods, 2.5 minutes each
+    python benchmarks/soak.py --minutes 10 --every 30 --steps 9000     # four methods, 2.5 minutes each
     python benchmarks/soak.py --kills 2 --methods gossip --steps 150 --processes 2
 
 Each method trains once undisturbed and once under fire, SIGKILL to any process, process 0 included. With
