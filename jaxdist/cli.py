@@ -76,7 +76,7 @@ def _parser(*, only_help: bool = False) -> argparse.ArgumentParser:
     one = command(
         "launch", running.launch, "train in several processes on this host, and restart them"
     )
-    # No defaults here: what was written and says nothing where it runs is refused (jaxdist/submit.py).
+    # No defaults here: jaxdist/submit.py refuses, or remarks on, what was written and says nothing there.
     one.add_argument("--processes", type=int, help="how many processes (2)")
     one.add_argument("--devices-per-process", type=int, help="CPU devices of each (1)")
     one.add_argument(

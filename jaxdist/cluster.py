@@ -127,7 +127,7 @@ def _ending_after(seconds: int) -> Iterator[None]:
             print(f"[process {mine}] {came} in {limit} s: {CURE}", file=sys.stderr, flush=True)
         # Where somebody starts all again it may come in the next life.
         again = fail_fast.supervised() or fail_fast.restarted()
-        os._exit(fail_fast.GO_ON if again else 2)
+        os._exit(fail_fast.GO_ON if again else fail_fast.REFUSAL)
 
     thread = threading.Thread(target=look, name="joining", daemon=True)
     thread.start()
@@ -139,7 +139,7 @@ def _ending_after(seconds: int) -> Iterator[None]:
 
 
 def once(name: str) -> str:
-    """A key of the coordinator's store that was not used before; all ask for the same names in order."""
+    """A name for the coordinator that was not used before; all ask for the same names in their order."""
     _used[name] += 1
     return f"jaxdist/{name}/{_used[name]}"
 
@@ -177,9 +177,7 @@ def barrier(name: str, step: int, *, seconds: float = SECONDS) -> None:
       RuntimeError: from JAX, if one is not, in that time.
     """
     if place()[1] > 1:
-        name = f"jaxdist {name} step {step}"
-        _used[name] += 1
-        client().wait_at_barrier(f"{name} {_used[name]}", int(1000 * seconds))
+        client().wait_at_barrier(once(f"{name} step {step}"), int(1000 * seconds))
 
 
 def _said(key: str, end: float) -> Any:

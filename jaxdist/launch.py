@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdist import fail_fast, fault_plan, frozen, hangup, peers, watchdog
+from jaxdist import fail_fast, fault_plan, frozen, hangup, manifest, peers, watchdog
 
 EVENTS = "supervisor.jsonl"
 LOCK = "supervisor.lock"
@@ -311,9 +311,7 @@ def _port() -> Iterator[int]:
 
 def newest(folder: Path) -> int:
     """The newest checkpoint that was saved to its end; -1: none."""
-    manifests = (folder / "checkpoints").glob("*/manifest.json")
-    names = [path.parent.name for path in manifests]
-    return max((int(name) for name in names if name.isdecimal()), default=-1)
+    return max(manifest.saved(folder / "checkpoints"), default=-1)
 
 
 @contextlib.contextmanager

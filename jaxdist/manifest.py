@@ -19,6 +19,12 @@ def files(path: Path) -> dict[str, Path]:
     return {name: p for name, p in found.items() if name not in (MANIFEST, f"{MANIFEST}.tmp")}
 
 
+def saved(directory: Path) -> list[int]:
+    """The steps in a local directory that were saved to their end, by their manifests; damaged or not."""
+    names = [path.parent.name for path in directory.glob(f"*/{MANIFEST}")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

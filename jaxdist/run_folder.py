@@ -28,8 +28,8 @@ from typing import Any
 
 import jax
 
-from jaxdist import cluster, fail_fast, lease, peers, store
-from jaxdist.manifest import JSON_BYTES, MANIFEST
+from jaxdist import cluster, fail_fast, lease, manifest, peers, store
+from jaxdist.manifest import JSON_BYTES
 
 LOCK = lease.LOCK
 RECORD = "experiment.json"
@@ -198,7 +198,8 @@ def claim(
     if store.afar(folder):
         here, more, cure = Path(tempfile.gettempdir()), 1, "set TMPDIR"
     else:
-        here, more, cure = folder, KEPT + 1 - min(_saved(folder), KEPT), "choose another folder"
+        there = min(len(manifest.saved(folder / "checkpoints")), KEPT)
+        here, more, cure = folder, KEPT + 1 - there, "choose another folder"
     free = store.free_bytes(here)
     if free is not None and free < more * needed:
         raise ValueError(
@@ -223,11 +224,6 @@ def claim(
     }
     replace(folder / SOURCE, source)
     replace(folder / RECORD, json.dumps(record, indent=1) + "\n")
-
-
-def _saved(folder: Path) -> int:
-    """How many checkpoints are there."""
-    return sum(p.parent.name.isdecimal() for p in folder.glob(f"checkpoints/*/{MANIFEST}"))
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -30,8 +30,6 @@ USES = {
         "name", "processes", "max_restarts", "image", "topology", "accelerator", "chips",
     ),
 }  # fmt: skip
-# Of a launch on this host: elsewhere they may stand, and a remark says that they say nothing.
-ANYWHERE = USES[HERE]
 OF_TPUS = ("accelerator", "chips")  # with a topology only
 CHIPS = (4, 2, 1)  # of a host, as many as may be
 
@@ -90,13 +88,13 @@ def text(site: str, command: Sequence[str], given: Mapping[str, Any]) -> str:
 
 
 def check_used(site: str, given: Iterable[str]) -> None:
-    """Refuses options that say nothing there.
+    """Refuses options that say nothing there; those of a launch on this host `remarks` speaks of.
 
     Raises:
       ValueError: names the option and where it is used.
     """
     for name in given:
-        if name not in USES[site] and not (site and name in ANYWHERE):
+        if name not in USES[site] and name not in USES[HERE]:
             option, sites = f"--{name.replace('_', '-')}", [x for x in USES if name in USES[x]]
             where = f"with --on {site}" if site else "on this host"
             used = " or ".join(f"--on {x}" if x else "without --on" for x in sites)

@@ -1,4 +1,4 @@
-"""The benchmark of slow processes: it pauses whom it says, and leaves nobody."""
+"""The benchmark of slow processes: a process that it stops costs steps, and all its methods are there."""
 
 import importlib.util
 import json
