@@ -63,6 +63,7 @@ from .balance import portions as portions
 # Running them.
 from .cohort import cohort as cohort
 from .elapsed import timed as timed
+from .errors import Refused as Refused
 from .executor import Evaluation as Evaluation
 from .executor import Trainer as Trainer
 from .executor import execute as execute

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdist.clock import Clock
+from jaxdist.errors import Refused
 
 SAMPLED = 32  # gradients of each worker by which `balance` judges its speed
 
@@ -48,7 +49,7 @@ def balance(clock: Clock, total: int) -> np.ndarray:
       it to `jd.data.deal`.
 
     Raises:
-      ValueError: `total` is not a whole number of at least 0.
+      Refused: `total` is not a whole number of at least 0.
 
     Example:
       >>> import jaxdist as jd
@@ -56,14 +57,12 @@ def balance(clock: Clock, total: int) -> np.ndarray:
       array([10,  4,  2])
     """
     if isinstance(total, bool) or not isinstance(total, int) or total < 0:
-        raise ValueError(
-            f"total={total!r} is not a number of examples; write for example total=512"
-        )
+        raise Refused(f"total={total!r} is not a number of examples; write for example total=512")
     seconds = _seconds(clock)
     counts = [np.full(clock.size, k) for k in range(SAMPLED)]
     pace = np.mean([seconds(k, np.zeros(clock.size)) for k in counts], axis=0)
     if not np.isfinite(pace).any():
-        raise ValueError(f"{clock} never delivers: no split of {total} examples would be finished")
+        raise Refused(f"{clock} never delivers: no split of {total} examples would be finished")
     # What everybody can do in the time that fractions of examples would need; the rest one by one.
     shares = np.floor(total / (pace * np.sum(1 / pace)) + 1e-9).astype(int)
     waiting = [(pace[i] * (shares[i] + 1), i) for i in range(clock.size)]
@@ -93,7 +92,7 @@ def portions(clock: Clock, count: int, *, backups: bool = True) -> Portions:
       `Portions`.
 
     Raises:
-      ValueError: `count` is not a whole number of at least 1, or a portion would never be done.
+      Refused: `count` is not a whole number of at least 1, or a portion would never be done.
 
     Example:
       One worker of four is ten times slower than the others:
@@ -107,7 +106,7 @@ def portions(clock: Clock, count: int, *, backups: bool = True) -> Portions:
       20.0
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"count={count!r} is not a number of portions; write for example count=64")
+        raise Refused(f"count={count!r} is not a number of portions; write for example count=64")
     seconds = _seconds(clock)
     workers, nothing = clock.size, -1
     begun = np.zeros(workers, int)
@@ -129,7 +128,7 @@ def portions(clock: Clock, count: int, *, backups: bool = True) -> Portions:
             first[chosen] = min(first[chosen], now)
         now, i = end.min(), int(end.argmin())
         if np.isinf(now):
-            raise ValueError(
+            raise Refused(
                 f"{clock} never delivers {int(np.isinf(finished).sum())} of the {count} portions; "
                 "write backups=True, or a clock in which somebody goes on"
             )

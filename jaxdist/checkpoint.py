@@ -23,6 +23,7 @@ import numpy as np
 
 from jaxdist import cluster, manifest, progress, store, stored_arrays
 from jaxdist.algorithms.base import check_period
+from jaxdist.errors import Refused
 
 PyTree = Any
 
@@ -49,7 +50,7 @@ class Restored(NamedTuple):
     said: tuple[str, ...]
 
 
-class NothingIntact(ValueError):
+class NothingIntact(Refused):
     """There are checkpoints, and none of them can be believed."""
 
 
@@ -89,7 +90,7 @@ def save(
 
     Raises:
       FloatingPointError: a leaf holds NaN; names it, and the worker. Nothing was touched.
-      ValueError: a leaf that is no JAX array, an `extra` that JSON would change, a step that is there
+      Refused: a leaf that is no JAX array, an `extra` that JSON would change, a step that is there
         already. Nothing was touched.
       OSError: the step could not be written, because the disk is full above all. The steps before it
         are as they were; what was written of it is removed.
@@ -105,7 +106,7 @@ def ready(state: PyTree, *, extra: dict[str, Any] | None = None) -> Ready:
 
     Raises:
       FloatingPointError: as `save`.
-      ValueError: as `save`.
+      Refused: as `save`.
     """
     leaves = stored_arrays.named(state)
     _check_values(leaves)
@@ -115,7 +116,7 @@ def ready(state: PyTree, *, extra: dict[str, Any] | None = None) -> Ready:
         "leaves": stored_arrays.signature(leaves),
     }
     if len(json.dumps(about)) > manifest.JSON_BYTES:
-        raise ValueError(
+        raise Refused(
             f"extra and the names of all leaves exceed {manifest.JSON_BYTES} bytes of JSON"
         )
     return Ready(about, stored_arrays.arrays_of(leaves))
@@ -142,7 +143,7 @@ def write(
       moved: called in every process whenever a part of a file behind a URL was copied.
 
     Raises:
-      ValueError: as `save`.
+      Refused: as `save`.
       OSError: as `save`.
     """
     root = _root(directory)
@@ -150,7 +151,7 @@ def write(
     path = root / str(step)
     exists = path.exists() and path != _cut_short(root)
     if exists and not manifest.fault(path):
-        raise ValueError(f"step {step} is in {root} already, intact, and is not overwritten")
+        raise Refused(f"step {step} is in {root} already, intact, and is not overwritten")
     arrays = stored_arrays.gathered(ready.arrays) if afar else ready.arrays
     cluster.barrier("found", step)
     copied = progress.of_first("copied", step, moved) if afar else None
@@ -215,8 +216,8 @@ def restore(
       A `Restored`; None if the directory holds no step at all.
 
     Raises:
-      NothingIntact: every step is refused (all are listed); a `ValueError`.
-      ValueError: the step is intact and has another tree, other shapes or other dtypes than `like`:
+      NothingIntact: every step is refused (all are listed); a `Refused`.
+      Refused: the step is intact and has another tree, other shapes or other dtypes than `like`:
         nothing is cast, and no older step is tried.
     """
     root = _root(directory)
@@ -224,7 +225,7 @@ def restore(
     present = cluster.everyone("steps", steps(root))[0]
     if step is not None:
         if step not in present:
-            raise ValueError(f"there is no step {step} in {root}; there are: {present}")
+            raise Refused(f"there is no step {step} in {root}; there are: {present}")
         present = [step]
     if not present:
         return None
@@ -331,7 +332,7 @@ def _check_values(leaves: list[tuple[str, Any]]) -> None:
     checks: list[tuple[str, jax.Array, jax.Array]] = []
     for name, x in leaves:
         if not isinstance(x, jax.Array):
-            raise ValueError(f"{name} is a {type(x).__name__}, no JAX array; use jnp.asarray")
+            raise Refused(f"{name} is a {type(x).__name__}, no JAX array; use jnp.asarray")
         if jnp.issubdtype(x.dtype, jnp.inexact):
             # Infinity is a value that rules start from (the best loss so far).
             checks.append((name, x, jnp.isnan(x).any()))
@@ -352,9 +353,9 @@ def _as_json(extra: dict[str, Any] | None) -> dict[str, Any]:
     try:
         same = json.loads(json.dumps(extra, allow_nan=False)) == extra
     except (TypeError, ValueError) as error:
-        raise ValueError(f"extra can not be written as JSON: {manifest.line(error)}") from error
+        raise Refused(f"extra can not be written as JSON: {manifest.line(error)}") from error
     if not same or not isinstance(extra, dict):
-        raise ValueError("extra must be a dict that JSON gives back as it is: str keys, no tuples")
+        raise Refused("extra must be a dict that JSON gives back as it is: str keys, no tuples")
     return extra
 
 
@@ -362,16 +363,14 @@ def _read_about(path: Path) -> dict[str, Any]:
     for name, file in manifest.files(path).items():
         # Orbax reads these; the arrays lie elsewhere and are bounded by the shapes of `like`.
         if file.name.startswith("_") and file.stat().st_size > manifest.JSON_BYTES:
-            raise ValueError(
-                f"{name} has {file.stat().st_size} bytes, at most {manifest.JSON_BYTES}"
-            )
+            raise Refused(f"{name} has {file.stat().st_size} bytes, at most {manifest.JSON_BYTES}")
     about = manifest.read_json(path / "about" / "metadata")
     leaves, extra = about.get("leaves"), about.get("extra")
     described = isinstance(leaves, list) and all(
         isinstance(x, list) and len(x) == 3 for x in leaves
     )
     if not described or not isinstance(extra, dict):
-        raise ValueError("about/metadata lacks leaves or extra")
+        raise Refused("about/metadata lacks leaves or extra")
     return about
 
 
@@ -380,14 +379,14 @@ def _check_fits(step: int, saved: list[Any], wanted: list[Any]) -> None:
     names = [[str(leaf[0]) for leaf in leaves] for leaves in (saved, wanted)]
     if names[0] != names[1]:
         lost, more = sorted({*names[1]} - {*names[0]}), sorted({*names[0]} - {*names[1]})
-        raise ValueError(
+        raise Refused(
             f"step {step} has another tree: it lacks {lost[:3]} and has {more[:3]} besides; restore it "
             "with the algorithm, the rule and the model it was saved with"
         )
     for (name, *has), (_, *wants) in zip(saved, wanted, strict=True):
         for what, a, b in zip(("shape", "dtype"), has, wants, strict=True):
             if a != b:
-                raise ValueError(f"step {step}: {name} has {what} {a}, and {b} is expected")
+                raise Refused(f"step {step}: {name} has {what} {a}, and {b} is expected")
 
 
 def _cut_short(root: Path) -> Path | None:

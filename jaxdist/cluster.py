@@ -19,6 +19,7 @@ import jax
 from jax._src import distributed
 
 from jaxdist import connections, fail_fast, rank
+from jaxdist.errors import Refused
 
 LOOPBACK = ("127.", "localhost", "[::1]")
 SECONDS = 600.0  # how long others are waited for
@@ -41,7 +42,7 @@ def join() -> bool:
       Whether there are other processes.
 
     Raises:
-      ValueError: one of these variables is no number, the coordinator's port is in use, or MPI has started
+      Refused: one of these variables is no number, the coordinator's port is in use, or MPI has started
         several processes and nothing says where the first one is.
 
     If not all are there in that time the process ends, with a line that says how many are: JAX would
@@ -67,7 +68,7 @@ def join() -> bool:
         # Nobody to join; or this process has used JAX already, and so is on its own.
         nobody, used = "coordinator_address should be defined", "must be called before any JAX"
         if nobody in str(error) and (cure := rank.unjoined()):
-            raise ValueError(cure) from None
+            raise Refused(cure) from None
         if nobody not in str(error) and used not in str(error):
             raise
         return False
@@ -198,8 +199,8 @@ def _check_free(address: str) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host.strip("[]"), int(port)))
     except OSError as error:
-        raise ValueError(
+        raise Refused(
             f"{rank.ADDRESS}={address}: {error.strerror}: port {port} is not free; write another port"
         ) from None
     except ValueError:
-        raise ValueError(f"{rank.ADDRESS}={address!r}: expected host:port") from None
+        raise Refused(f"{rank.ADDRESS}={address!r}: expected host:port") from None

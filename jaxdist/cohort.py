@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdist.errors import Refused
+
 # What a number is drawn for: two draws of one round and worker must not be the same number.
 CLIENT, WORKER = 1, 2
 
@@ -91,7 +93,7 @@ def cohort(
       A `Cohort`: called with a round it gives the client of each worker, int32 [workers].
 
     Raises:
-      ValueError: clients that the workers do not divide, a part of the workers that is empty or more
+      Refused: clients that the workers do not divide, a part of the workers that is empty or more
         than all, a seed below 0.
 
     Example:
@@ -103,17 +105,17 @@ def cohort(
     """
     for name, value in (("clients", clients), ("workers", workers)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: expected a positive integer; write {name}=8")
+            raise Refused(f"{name}={value!r}: expected a positive integer; write {name}=8")
     if clients % workers:
-        raise ValueError(
+        raise Refused(
             f"clients={clients} can not be dealt evenly to {workers} workers; write "
             f"clients={max(clients // workers, 1) * workers}"
         )
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed={seed!r}: expected an integer from 0 to 2**64 - 1; write seed=0")
+        raise Refused(f"seed={seed!r}: expected an integer from 0 to 2**64 - 1; write seed=0")
     part = workers if clients_per_round is None else clients_per_round
     if isinstance(part, bool) or not isinstance(part, int) or not 1 <= part <= workers:
-        raise ValueError(
+        raise Refused(
             f"clients_per_round={part!r} of {workers} workers: a worker is one client in a round; write "
             f"clients_per_round={workers} or fewer, or give jd.execute more workers"
         )

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxdist.algorithms.base import Algorithm, Params, Resize, State, bytes_sent, method_of
 from jaxdist.clock import Clock, duration, later
+from jaxdist.errors import Refused
 from jaxdist.network import Network
 
 
@@ -48,7 +49,7 @@ def timed(algorithm: Algorithm, clock: Clock, network: Network | None = None) ->
       An `Algorithm`. shared: what `algorithm` shares, and `Elapsed`. local: as it was.
 
     Raises:
-      ValueError: what is given is not a clock or a network, or the method waits for no one.
+      Refused: what is given is not a clock or a network, or the method waits for no one.
 
     Example:
       >>> import jaxdist as jd, jax.numpy as jnp, optax
@@ -173,22 +174,22 @@ def _padded(kinds: list[Any], workers: int) -> np.ndarray:
 
 def _check(algorithm: Any, clock: Any, network: Any) -> None:
     if not isinstance(clock, Clock):
-        raise ValueError(
+        raise Refused(
             f"clock={clock!r} is not a clock; write for example clock=jd.clock.constant(8)"
         )
     if network is not None and not isinstance(network, Network):
-        raise ValueError(
+        raise Refused(
             f"network={network!r} is not a network; "
             'write for example network=jd.network.PRESETS["ethernet_10g"]'
         )
     if algorithm.waits is None:
-        raise ValueError(
+        raise Refused(
             "the method does not say whom its workers wait for: an asynchronous one takes the clock itself, "
             "for example jd.downpour(rule, clock=clock); one of your own needs Algorithm(..., "
             "waits=jaxdist.waiting.everyone())"
         )
     if network is not None and algorithm.sends is None:
-        raise ValueError(
+        raise Refused(
             "the method does not say how many bytes it sends, so that a network can not time it; "
             "write Algorithm(..., sends=...), or leave network out"
         )

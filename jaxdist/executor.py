@@ -157,7 +157,7 @@ def execute(
       A `Trainer`.
 
     Raises:
-      ValueError: anything that can be known to be wrong before compiling, here or at the first call
+      Refused: anything that can be known to be wrong before compiling, here or at the first call
         that shows it: a mesh the workers do not fit, a topology of another size, a batch whose
         leading axis is not W, a loss that is not a scalar or communicates, a per-worker value in
         the shared room.

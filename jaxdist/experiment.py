@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxdist import feed, run_folder
 from jaxdist.algorithms.base import Algorithm, check_period
 from jaxdist.clock import Clock
+from jaxdist.errors import Refused
 from jaxdist.executor import Trainer, execute
 from jaxdist.network import Network
 from jaxdist.tasks.base import Task
@@ -51,7 +52,7 @@ class Experiment:
         some steps send any: see `jd.execute`.
 
     Raises:
-      ValueError: numbers that are no counts, a stream for another number of workers.
+      Refused: numbers that are no counts, a stream for another number of workers.
 
     Example:
       >>> import jaxdist as jd, optax
@@ -80,7 +81,7 @@ class Experiment:
         if self.report_every is not None:
             check_period("report_every", self.report_every)
         if self.task.stream.workers != self.workers:
-            raise ValueError(
+            raise Refused(
                 f"the stream feeds {self.task.stream.workers} workers and workers={self.workers}: "
                 f"expected the same; write split.iid(labels, {self.workers}, seed=0)"
             )
@@ -156,19 +157,17 @@ def read(
       keywords: the values themselves, in place of a command line.
 
     Raises:
-      ValueError: no such file, no such function, a keyword it does not have, a value of another
+      Refused: no such file, no such function, a keyword it does not have, a value of another
         type, a keyword named ...learning_rate that is not more than 0 or ...momentum outside [0, 1),
         or whatever the config's own objects refuse.
     """
     file = Path(path)
     if not file.is_file():
         near = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        raise ValueError(f"{path}: no such config; there are: {', '.join(near) or 'none there'}")
+        raise Refused(f"{path}: no such config; there are: {', '.join(near) or 'none there'}")
     build = runpy.run_path(str(file)).get("experiment")
     if not callable(build):
-        raise ValueError(
-            f"{path} defines no experiment(); write def experiment(*, workers: int = 8)"
-        )
+        raise Refused(f"{path} defines no experiment(); write def experiment(*, workers: int = 8)")
     called: dict[str, Any] = {}
 
     @functools.wraps(build)
@@ -182,13 +181,11 @@ def read(
         recorded(**keywords)
     for name, value in called.items():
         if isinstance(value, float) and value != value:
-            raise ValueError(f"{path}: {name}={value} is no number; --help shows all options")
+            raise Refused(f"{path}: {name}={value} is no number; --help shows all options")
         _check_range(path, name, value)
     experiment = build(**called)
     if not isinstance(experiment, Experiment):
-        raise ValueError(
-            f"{path}: experiment() returned {type(experiment).__name__}, no Experiment"
-        )
+        raise Refused(f"{path}: experiment() returned {type(experiment).__name__}, no Experiment")
     return Config(experiment, called, file.read_text("utf-8"), file)
 
 
@@ -196,9 +193,9 @@ def _check_range(path: str, name: str, value: Any) -> None:
     """Refuses what a keyword of this name can not be; optax would take it."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and name.endswith("learning_rate") and not 0 < value < math.inf:
-        raise ValueError(f"{path}: {name}={value}: expected more than 0; write {name}=0.1")
+        raise Refused(f"{path}: {name}={value}: expected more than 0; write {name}=0.1")
     if number and name.endswith("momentum") and not 0 <= value < 1:
-        raise ValueError(
+        raise Refused(
             f"{path}: {name}={value}: expected a number from 0 up to, and not including, 1; "
             f"write {name}=0.9"
         )
@@ -208,12 +205,12 @@ def read_again(folder: Path) -> Config:
     """The config of a run, from where it was when the run began, never from the copy in the folder.
 
     Raises:
-      ValueError: the folder holds no run, or the config's text is not what it was.
+      Refused: the folder holds no run, or the config's text is not what it was.
     """
     record = run_folder.read_record(folder)
     config = read(record["config"], keywords=record["keywords"])
     if config.source != record["source"]:
-        raise ValueError(
+        raise Refused(
             f"{record['config']} has changed since {folder} was made from it; put back the text of "
             f"{folder / run_folder.SOURCE}, and write what is new into another file"
         )
@@ -233,4 +230,4 @@ def _command_line(build: Callable[..., Any], path: str, arguments: Sequence[str]
         plain = re.sub(
             r"^(Unrecognized options|Value error|Parsing error) | For full helptext.*", "", plain
         )
-        raise ValueError(f"{path}: {plain}; --help shows all options") from None
+        raise Refused(f"{path}: {plain}; --help shows all options") from None

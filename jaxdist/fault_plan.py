@@ -17,6 +17,8 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from jaxdist.errors import Refused
+
 ACTIONS = ("kill", "stop", "hang", "hold", "raise", "term")
 PLAN, ALLOWED, RESTARTS = "JAXDIST_FAULT_PLAN", "JAXDIST_TEST_FAULTS", "JAXDIST_RESTARTS"
 
@@ -43,7 +45,7 @@ def read(surroundings: Mapping[str, str] = os.environ) -> tuple[Fault, ...]:
     """The plan that the environment holds; none unless it is allowed.
 
     Raises:
-      ValueError: a fault that is not written as above.
+      Refused: a fault that is not written as above.
 
     Example:
       >>> read({"JAXDIST_TEST_FAULTS": "1", "JAXDIST_FAULT_PLAN": "kill:2@step=17"})
@@ -59,7 +61,7 @@ def read(surroundings: Mapping[str, str] = os.environ) -> tuple[Fault, ...]:
 def _fault(text: str) -> Fault:
     found = re.fullmatch(r"([a-z]+):(\d+)@([a-z]+)=(\d+|\*)(?:/(\d+|\*))?", text)
     if found is None or found[1] not in ACTIONS:
-        raise ValueError(
+        raise Refused(
             f"{PLAN}: {text!r}: expected ACTION:PROCESS@PHASE=STEP with one of {', '.join(ACTIONS)}; "
             "write kill:1@step=17"
         )

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdist.errors import Refused
+
 
 class Faults(NamedTuple):
     """What goes wrong and when: functions of the shared step, so that all workers know the same.
@@ -46,7 +48,7 @@ def link_loss(probability: float, *, seed: int) -> Faults:
       seed: of the draw; which links fail at a step depends on it and on the step only.
 
     Raises:
-      ValueError: a probability out of range.
+      Refused: a probability out of range.
     """
     _check("link_loss", probability)
 
@@ -68,7 +70,7 @@ def worker_loss(probability: float, *, seed: int) -> Faults:
       seed: of the draw.
 
     Raises:
-      ValueError: a probability out of range.
+      Refused: a probability out of range.
     """
     _check("worker_loss", probability)
 
@@ -88,17 +90,17 @@ def workers_lost(workers: Sequence[int], *, start: int = 0, stop: int | None = N
       stop: the first step with them again; None: they never come back.
 
     Raises:
-      ValueError: no worker, or a stop that is not after the start.
+      Refused: no worker, or a stop that is not after the start.
     """
     if not workers or (stop is not None and stop <= start):
-        raise ValueError(
+        raise Refused(
             f"workers_lost({list(workers)}, start={start}, stop={stop}) loses nobody; "
             "write for example workers_lost([3], start=100, stop=200)"
         )
 
     def alive(step: jax.Array, count: int) -> jax.Array:
         if max(workers) >= count:
-            raise ValueError(f"workers_lost names worker {max(workers)} of a run with {count}")
+            raise Refused(f"workers_lost names worker {max(workers)} of a run with {count}")
         away = (step >= start) & (True if stop is None else step < stop)
         named = np.isin(np.arange(count), np.asarray(workers))
         return ~(away & jnp.asarray(named))
@@ -137,6 +139,6 @@ def _key(seed: int, step: jax.Array) -> jax.Array:
 
 def _check(name: str, probability: float) -> None:
     if not 0 <= probability <= 1:
-        raise ValueError(
+        raise Refused(
             f"probability={probability!r} of {name} is not in 0..1; write {name}(0.01, seed=0)"
         )

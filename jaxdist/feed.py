@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jaxdist import data
+from jaxdist.errors import Refused
 from jaxdist.executor import Trainer
 
 PyTree = Any
@@ -57,10 +58,10 @@ def check_resident(stream: Any) -> None:
     """Refuses a stream that has no table of examples.
 
     Raises:
-      ValueError: it is no `jd.data.Stream`.
+      Refused: it is no `jd.data.Stream`.
     """
     if not isinstance(stream, data.Stream):
-        raise ValueError(
+        raise Refused(
             f"resident=True and the stream is a {type(stream).__name__}: expected a jd.data.Stream, "
             "whose examples are arrays; write resident=False"
         )

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxdist import cluster, run_folder
 from jaxdist.algorithms.base import method_of
+from jaxdist.errors import Refused
 
 Facts = dict[str, Any]
 
@@ -25,7 +26,7 @@ def shake(name: str, facts: Callable[[], Facts], *, seconds: float = cluster.SEC
       seconds: how long to wait for the others.
 
     Raises:
-      ValueError: they differ, or a process is missing. Every process has printed the same table.
+      Refused: they differ, or a process is missing. Every process has printed the same table.
     """
     mine, count = cluster.place()
     if count == 1:
@@ -37,11 +38,11 @@ def shake(name: str, facts: Callable[[], Facts], *, seconds: float = cluster.SEC
         return
     print(table(said, rows), file=sys.stderr, flush=True)
     if lost:
-        raise ValueError(
+        raise Refused(
             f"process {', '.join(map(str, lost))} of {len(said)} said nothing in {seconds:.0f} s: start "
             "the same command once for each process (on TPU VMs: --worker=all)"
         )
-    raise ValueError(
+    raise Refused(
         f"process {mine}: the processes differ in {', '.join(rows)} (table above): start all of them "
         "from the same files, with the same command"
     )

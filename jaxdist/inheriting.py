@@ -8,6 +8,7 @@ import jax
 
 from jaxdist import checkpoint, run_folder, store
 from jaxdist.algorithms.base import State
+from jaxdist.errors import Refused
 from jaxdist.executor import Trainer, execute
 from jaxdist.experiment import Config, read_again
 from jaxdist.resize import resize
@@ -39,7 +40,7 @@ def prepare(
       say: what to do with a line for the user.
 
     Raises:
-      ValueError: the other folder holds no run, no checkpoint, or parameters that the config's model
+      Refused: the other folder holds no run, no checkpoint, or parameters that the config's model
         does not have (named), the run would have no step left, or what `jd.resize` refuses.
     """
     saves = folder / "checkpoints"
@@ -49,7 +50,7 @@ def prepare(
     if init_from is None or checkpoint.steps(saves):
         return
     if resume != "auto":
-        raise ValueError(
+        raise Refused(
             f"--resume {resume} with --init-from {init_from}: expected --resume auto, by which {folder} "
             "goes on from its own checkpoints once it has some"
         )
@@ -58,7 +59,7 @@ def prepare(
         state, said = _inherited(config, init_from)
         step, steps = int(state.step), config.experiment.steps
         if step >= steps:
-            raise ValueError(
+            raise Refused(
                 f"--init-from {init_from} is at step {step}, and {steps} steps are asked for: expected "
                 f"more; write for example --steps {2 * step}"
             )
@@ -80,9 +81,7 @@ def _inherited(config: Config, folder: Path) -> tuple[State, str]:
     old, state = _trainer(other)
     found = checkpoint.restore(folder / "checkpoints", state)
     if found is None:
-        raise ValueError(
-            f"--init-from {folder} holds no checkpoint; write jaxdist train there first"
-        )
+        raise Refused(f"--init-from {folder} holds no checkpoint; write jaxdist train there first")
     where = f"from step {found.step} of {folder}, {other.experiment.workers} workers"
     where = "; ".join([*found.said, where])
     differs = run_folder.changes(other.keywords, config.keywords).keys()
@@ -101,7 +100,7 @@ def _trainer(config: Config, *, like: Any = None) -> tuple[Trainer, State]:
     made = config.experiment
     params = made.task.init(jax.random.key(made.seed))
     if like is not None and (difference := _difference(like, params)):
-        raise ValueError(f"--init-from: the parameters do not fit {config.path}: {difference}")
+        raise Refused(f"--init-from: the parameters do not fit {config.path}: {difference}")
     trainer = execute(
         made.algorithm,
         made.task.loss_fn,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdist import fail_fast, fault_plan, frozen, hangup, manifest, peers, watchdog
+from jaxdist.errors import Refused
 
 EVENTS = "supervisor.jsonl"
 LOCK = "supervisor.lock"
@@ -73,13 +74,13 @@ def launch(
       The exit code: 0 done or stopped and saved, else that of the process that failed first.
 
     Raises:
-      ValueError: numbers that are no counts, a folder that has another supervisor.
+      Refused: numbers that are no counts, a folder that has another supervisor.
     """
     for name, value in (("processes", processes), ("devices-per-process", devices_per_process)):
         if value < 1:
-            raise ValueError(f"--{name} {value}: expected a positive integer; write --{name} 2")
+            raise Refused(f"--{name} {value}: expected a positive integer; write --{name} 2")
     if max_restarts < 0:
-        raise ValueError(f"--max-restarts {max_restarts}: expected 0 or more; write 3")
+        raise Refused(f"--max-restarts {max_restarts}: expected 0 or more; write 3")
     with _alone(folder) as event, _signals() as came:
         failures, restarts, saved, before = 0, 0, newest(folder), None
         while True:
@@ -322,12 +323,12 @@ def _alone(folder: Path) -> Iterator[Callable[..., None]]:
         status.mkdir(parents=True, exist_ok=True)
         handle = os.open(status / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise ValueError(f"--workdir {folder}: {error.strerror}; choose another") from None
+        raise Refused(f"--workdir {folder}: {error.strerror}; choose another") from None
     with os.fdopen(handle, "r+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
+            raise Refused(
                 f"--workdir {folder} has a supervisor: {lock.read(200).strip()}: wait for it, or choose "
                 "another"
             ) from None

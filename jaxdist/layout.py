@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxdist.errors import Refused
 from jaxdist.worker import AXIS
 
 PyTree = Any
@@ -38,11 +39,11 @@ def devices_of(mesh: Mesh) -> str:
 def check_mesh(mesh: Mesh, workers: Any) -> None:
     """Refuses a number of workers or a mesh on which the workers cannot be laid out evenly."""
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ValueError(
+        raise Refused(
             f"workers={workers!r} is not a number of workers; write a positive integer, e.g. workers=8"
         )
     if AXIS not in mesh.axis_names:
-        raise ValueError(
+        raise Refused(
             f"the mesh has the axes {tuple(mesh.axis_names)} and none named {AXIS!r}; "
             f"write jax.make_mesh((n,), ({AXIS!r},)) with an n that divides workers={workers}"
         )
@@ -50,7 +51,7 @@ def check_mesh(mesh: Mesh, workers: Any) -> None:
     if workers % devices:
         fits = [d for d in range(1, devices + 1) if workers % d == 0]
         up = -(-workers // devices) * devices
-        raise ValueError(
+        raise Refused(
             f"workers={workers} cannot be shared evenly by {devices} devices along {AXIS!r}; "
             f"write workers={up}, or a mesh whose {AXIS!r} axis has one of {fits} devices"
         )
@@ -58,7 +59,7 @@ def check_mesh(mesh: Mesh, workers: Any) -> None:
     lost = {*range(count)} - {device.process_index for device in mesh.devices.flat}
     if lost and count > 1:
         up = -(-workers // count) * count
-        raise ValueError(
+        raise Refused(
             f"workers={workers} leave process {min(lost)} of {count} without any, and it could take part in "
             f"no step; write workers={up}, or start fewer processes"
         )
@@ -139,7 +140,7 @@ def annotations(params: PyTree, given: PyTree | None) -> dict[tuple[str, tuple[i
         for path, spec in specs[0]:
             name = jax.tree_util.keystr(path)
             if name not in shapes:
-                raise ValueError(
+                raise Refused(
                     f"sharding names the parameter {name}, which is not among {sorted(shapes)}; "
                     "give a pytree of PartitionSpec like the parameters"
                 )

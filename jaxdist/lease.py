@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdist import store
+from jaxdist.errors import Refused
 
 LOCK = "lock"
 RENEW_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 5.0, 30.0, 1.0
@@ -35,7 +36,7 @@ def held(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Callab
       `check()`: raises an OSError if another process has taken the folder over.
 
     Raises:
-      ValueError: another process holds it, or the store can not be written to.
+      Refused: another process holds it, or the store can not be written to.
     """
     file, token = folder / LOCK, secrets.token_hex(8)
     own = {"who": f"process {os.getpid()} on {socket.gethostname()}", "token": token}
@@ -71,7 +72,7 @@ def held(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Callab
             if found := _read(file):
                 raise _in_use(folder, found)
     except OSError as error:
-        raise ValueError(f"--workdir {folder}: {error.strerror or error}; choose another") from None
+        raise Refused(f"--workdir {folder}: {error.strerror or error}; choose another") from None
     over = threading.Event()
     thread = threading.Thread(target=renew, name="lease", daemon=True)
     thread.start()
@@ -85,9 +86,9 @@ def held(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Callab
                 file.unlink()
 
 
-def _in_use(folder: Path, found: dict[str, Any]) -> ValueError:
+def _in_use(folder: Path, found: dict[str, Any]) -> Refused:
     who = found.get("who", "another process")
-    return ValueError(
+    return Refused(
         f"--workdir {folder} is being written to by {who}: wait for it, or choose another"
     )
 

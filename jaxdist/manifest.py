@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jaxdist.errors import Refused
+
 MANIFEST = "manifest.json"
 FORMAT = 1
 # What a file claims to be JSON may have at most so many bytes; it is looked at before it is read.
@@ -52,18 +54,18 @@ def write(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object of our format; a ValueError says what else a file is."""
+    """An object of our format; a Refused says what else a file is."""
     size = path.stat().st_size
     if size > JSON_BYTES:
-        raise ValueError(f"{path.name} has {size} bytes, at most {JSON_BYTES} are read")
+        raise Refused(f"{path.name} has {size} bytes, at most {JSON_BYTES} are read")
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is no JSON: {line(error)}") from error
+        raise Refused(f"{path.name} is no JSON: {line(error)}") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         found = value.get("format") if isinstance(value, dict) else None
         newer = isinstance(found, int) and found > FORMAT
-        raise ValueError(
+        raise Refused(
             f"{path.name} is of format {str(found)[:20]}, and this jaxdist reads {FORMAT}"
             + ("; a newer one wrote it: install that" if newer else "")
         )

@@ -6,6 +6,7 @@ A program that only one of them starts would exchange with whatever the others a
 from pathlib import Path
 
 from jaxdist import cluster, peers, watchdog
+from jaxdist.errors import Refused
 
 
 def meet(phase: str, step: int, *, folder: Path) -> None:
@@ -43,12 +44,12 @@ def check_same_step(step: int) -> None:
     """Refuses processes that would go on from different steps.
 
     Raises:
-      ValueError: names the step of each.
+      Refused: names the step of each.
     """
     steps = cluster.everyone("first step", step)
     if {*steps} != {step}:
         told = ", ".join(f"process {i} from step {one}" for i, one in enumerate(steps))
-        raise ValueError(
+        raise Refused(
             f"the processes would go on from different steps ({told}): expected one folder that all "
             "of them see; write a --workdir on a file system that all hosts mount"
         )

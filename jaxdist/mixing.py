@@ -15,6 +15,7 @@ from jax import lax
 
 from jaxdist import buckets, faults, worker
 from jaxdist.compress.base import Compressor, decode_leaves, encode_leaves
+from jaxdist.errors import Refused
 from jaxdist.topology import Round, Topology
 from jaxdist.topology.connectivity import components
 
@@ -68,7 +69,7 @@ def mix(
       otherwise have a branch for each. That is for simulations; on a network give fewer rounds.
 
     Raises:
-      ValueError: the topology connects another number of workers than there are; workers that never
+      Refused: the topology connects another number of workers than there are; workers that never
         come back and without whom the others fall into groups.
     """
     now = faults.current()
@@ -139,7 +140,7 @@ def arriving(
 
     now = faults.current()
     if now.alive is not None or now.dropped is not None:
-        raise ValueError(
+        raise Refused(
             "jd.push_sum with a delay keeps what it sends before it knows that it was lost, and can not "
             "run under jd.faulty; write delay=0"
         )
@@ -151,7 +152,7 @@ def arriving(
 def check_size(topology: Topology) -> None:
     """Refuses, while tracing, a topology for another number of workers than there are."""
     if topology.size != worker.count():
-        raise ValueError(
+        raise Refused(
             f"{topology.name} connects {topology.size} workers and the run has {worker.count()}; "
             f"give a topology of size {worker.count()}, or workers={topology.size} to jd.execute"
         )
@@ -195,7 +196,7 @@ def mix_compressed(
     """
     now = faults.current()
     if now.alive is not None or now.dropped is not None:
-        raise ValueError(
+        raise Refused(
             "compressed exchanges keep copies that a lost message would spoil, and can not run under "
             "jd.faulty; leave the compressor out"
         )
@@ -380,7 +381,7 @@ def _check_survivors(topology: Topology, gone: frozenset[int]) -> None:
     labels = components(receivers[left], senders[left], size=topology.size)
     labels = np.delete(labels, list(gone))
     if len(np.unique(labels)) > 1:
-        raise ValueError(
+        raise Refused(
             f"without the workers {sorted(gone)}, who never come back, {topology.name} falls into "
             f"{len(np.unique(labels))} groups; give a topology with more links, for example "
             f"jd.topology.exponential({topology.size}), or a stop to jd.faults.workers_lost"

@@ -8,6 +8,8 @@ Collective Communication Operations in MPICH, 2005.
 import math
 from dataclasses import dataclass
 
+from jaxdist.errors import Refused
+
 
 @dataclass(frozen=True)
 class Network:
@@ -20,7 +22,7 @@ class Network:
       source: where both numbers come from, and whether they were specified, measured or assumed.
 
     Raises:
-      ValueError: a latency below 0 or a bandwidth that is not above 0.
+      Refused: a latency below 0 or a bandwidth that is not above 0.
 
     Example:
       >>> Network("two cans and a string", latency_seconds=0.01, bytes_per_second=300.0, source="toy")
@@ -34,12 +36,12 @@ class Network:
 
     def __post_init__(self) -> None:
         if not 0 <= self.latency_seconds < math.inf:
-            raise ValueError(
+            raise Refused(
                 f"latency_seconds={self.latency_seconds!r}, expected a finite number of at least 0; "
                 "write for example latency_seconds=1e-6"
             )
         if not self.bytes_per_second > 0:
-            raise ValueError(
+            raise Refused(
                 f"bytes_per_second={self.bytes_per_second!r}, expected a number above 0; "
                 "write for example bytes_per_second=1.25e9 for 10 Gb/s"
             )

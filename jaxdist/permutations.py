@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxdist.errors import Refused
+
 
 def edge_color(
     senders: Sequence[int] | np.ndarray, receivers: Sequence[int] | np.ndarray, *, size: int
@@ -74,7 +76,7 @@ def complete(source: Sequence[int] | np.ndarray) -> np.ndarray:
       A full permutation, int32, that agrees with `source` wherever it is not -1.
 
     Raises:
-      ValueError: two receivers have the same sender, or a sender is not in `-1 .. n - 1`.
+      Refused: two receivers have the same sender, or a sender is not in `-1 .. n - 1`.
 
     Example:
       >>> complete([-1, 0, -1, -1]).tolist()
@@ -85,14 +87,14 @@ def complete(source: Sequence[int] | np.ndarray) -> np.ndarray:
     busy = full != -1
     if not ((full >= -1) & (full < size)).all():
         wrong = int(np.flatnonzero((full < -1) | (full >= size))[0])
-        raise ValueError(
+        raise Refused(
             f"receiver {wrong} has sender {full[wrong]}, which is not in 0..{size - 1}; "
             f"write -1 for a receiver that gets nothing"
         )
     uses = np.bincount(full[busy], minlength=size)
     if uses.max(initial=0) > 1:
         twice = int(uses.argmax())
-        raise ValueError(
+        raise Refused(
             f"receivers {np.flatnonzero(full == twice).tolist()} share sender {twice}, so this is "
             f"no part of a permutation; split it with edge_color, one color each"
         )

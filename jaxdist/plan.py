@@ -35,6 +35,7 @@ from jaxdist.algorithms.gossip import gossip
 from jaxdist.algorithms.local_sgd import local_sgd
 from jaxdist.algorithms.push_sum import push_sum
 from jaxdist.algorithms.sharded_all_reduce import sharded_all_reduce
+from jaxdist.errors import Refused
 from jaxdist.network import PRESETS, Network
 from jaxdist.waiting import Meeting
 
@@ -146,7 +147,7 @@ def lay_out(target: str, workers: int, *, chips: int = 1) -> Layout:
       A `Layout`.
 
     Raises:
-      ValueError: an unknown target; workers that do not fill slices evenly.
+      Refused: an unknown target; workers that do not fill slices evenly.
 
     Example:
       >>> lay_out("v5e:16x16", 64).grid, lay_out("v5e:16x16", 1024).slices
@@ -154,19 +155,19 @@ def lay_out(target: str, workers: int, *, chips: int = 1) -> Layout:
     """
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", target)
     if not found or found[1] not in CHIPS:
-        raise ValueError(
+        raise Refused(
             f"there is no target {target!r} to plan for; write the chip and the shape of a whole slice, one "
             f"of {', '.join(CHIPS)}: v5e:16x16, v5p:16x20x28, h100:8"
         )
     shape = [int(n) for n in found[2].split("x")]
     most = math.prod(shape) // chips
     if chips < 1 or math.prod(shape) % chips:
-        raise ValueError(
+        raise Refused(
             f"chips-per-worker={chips} does not divide the {math.prod(shape)} chips of {target}; write "
             f"{math.gcd(chips, math.prod(shape)) or 1}"
         )
     if workers < 1 or (workers > most and workers % most):
-        raise ValueError(
+        raise Refused(
             f"workers={workers} do not fill slices of {target}, which hold {most} workers each; write "
             f"{max(1, -(-workers // most)) * most}"
         )
@@ -249,7 +250,7 @@ def predict(
       A `Prediction`.
 
     Raises:
-      ValueError: a method that does not say whom it waits for.
+      Refused: a method that does not say whom it waits for.
 
     Example:
       >>> import jax.numpy as jnp
@@ -260,7 +261,7 @@ def predict(
     """
     waits = algorithm.waits
     if waits is None or algorithm.sends is None:
-        raise ValueError(
+        raise Refused(
             "the method does not say whom its workers wait for, or what they send: one with a clock is "
             "simulated, not planned; write a synchronous one, for example jd.all_reduce(rule)"
         )

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Mapping
 
+from jaxdist.errors import Refused
+
 ADDRESS = "JAX_COORDINATOR_ADDRESS"
 COUNT, MINE = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # What programs that start processes call how many there are, and which one this is.
@@ -18,7 +20,7 @@ def expected() -> tuple[int, int]:
     """The number of this process and how many there are; (0, 1) where only JAX can find it out.
 
     Raises:
-      ValueError: a variable holds no number.
+      Refused: a variable holds no number.
     """
     if not os.environ.get(ADDRESS):
         return 0, 1
@@ -30,7 +32,7 @@ def given() -> tuple[int | None, int | None]:
     """How many processes there are, and which one this is; None: nobody says it, or JAX will find it out.
 
     Raises:
-      ValueError: a variable holds no number.
+      Refused: a variable holds no number.
     """
     count, mine = number(COUNT), number(MINE)
     _, size, rank = _started()
@@ -81,11 +83,9 @@ def number(variable: str) -> int | None:
     """What a variable holds; None: it is not set.
 
     Raises:
-      ValueError: it holds something else than a number, zero or more.
+      Refused: it holds something else than a number, zero or more.
     """
     text = os.environ.get(variable, "")
     if text and not text.isdecimal():
-        raise ValueError(
-            f"{variable}={text!r}: expected a number, zero or more; write {variable}=0"
-        )
+        raise Refused(f"{variable}={text!r}: expected a number, zero or more; write {variable}=0")
     return int(text) if text else None

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxdist import stored_arrays
 from jaxdist.algorithms.base import State, method_of
+from jaxdist.errors import Refused
 from jaxdist.executor import Trainer
 
 PyTree = Any
@@ -49,7 +50,7 @@ def resize(state: State, before: Trainer, after: Trainer) -> Resized:
       A `Resized`.
 
     Raises:
-      ValueError: the state is not of `before`, the two are not of one method, or the method can not
+      Refused: the state is not of `before`, the two are not of one method, or the method can not
         be resized now; names which.
 
     Example:
@@ -68,14 +69,14 @@ def resize(state: State, before: Trainer, after: Trainer) -> Resized:
     """
     wrong = {len(x) for x in jax.tree.leaves(state.local)} - {before.workers}
     if wrong:
-        raise ValueError(
+        raise Refused(
             f"the state is of {wrong.pop()} workers and before of {before.workers}: expected the trainer "
             "that made it; write jd.resize(state, before, after)"
         )
     fresh = after.init(before.readout(state))
     old, new = (method_of(trainer.algorithm) for trainer in (before, after))
     if old != new:
-        raise ValueError(
+        raise Refused(
             f"before is of {old} and after of {new}, another method; write "
             "after.init(before.readout(state)), which carries the parameters"
         )
@@ -84,7 +85,7 @@ def resize(state: State, before: Trainer, after: Trainer) -> Resized:
         return Resized(fresh, PARAMETERS_ONLY)
     made = rule.rule(jax.tree.map(_on_host, state), jax.tree.map(_on_host, fresh))
     if _signature(made) != _signature(fresh):
-        raise ValueError(
+        raise Refused(
             f"before and after are both of {new}, and share or keep other arrays: expected one rule; write "
             "after.init(before.readout(state)), which carries the parameters"
         )

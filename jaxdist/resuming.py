@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxdist import checkpoint, fault_plan
+from jaxdist.errors import Refused
 
 Resume = Literal["auto", "must", "never"]
 Say = Callable[[str], None]
@@ -35,13 +36,13 @@ def newest(folder: Path, state: Any, *, resume: Resume, say: Say) -> tuple[Any, 
       say: what to do with a line that says which checkpoints were refused, and why.
 
     Raises:
-      ValueError: what `resume` refuses, or no checkpoint is intact.
+      Refused: what `resume` refuses, or no checkpoint is intact.
     """
     found = checkpoint.restore(folder / "checkpoints", state)
     if resume == "must" and found is None:
-        raise ValueError(f"--resume must: {folder} holds no checkpoint; write --resume auto")
+        raise Refused(f"--resume must: {folder} holds no checkpoint; write --resume auto")
     if resume == "never" and found is not None:
-        raise ValueError(f"--resume never: {folder} holds step {found.step}; choose another folder")
+        raise Refused(f"--resume never: {folder} holds step {found.step}; choose another folder")
     if found is None:
         return state, 0
     for line in (*found.said, *checkpoint.set_aside(folder / "checkpoints", after=found.step)):

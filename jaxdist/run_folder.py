@@ -29,6 +29,7 @@ from typing import Any
 import jax
 
 from jaxdist import cluster, fail_fast, lease, manifest, peers, store
+from jaxdist.errors import Refused
 from jaxdist.manifest import JSON_BYTES
 
 LOCK = lease.LOCK
@@ -54,7 +55,7 @@ def locked(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Call
       `check()`: raises an OSError if the folder is no longer held, which can only be behind a URL.
 
     Raises:
-      ValueError: another process holds it, or it is no folder that can be written to, or not all
+      Refused: another process holds it, or it is no folder that can be written to, or not all
         processes of the job see it. Then all of them raise: none waits for the others.
     """
     with contextlib.ExitStack() as held:
@@ -74,12 +75,12 @@ def _nothing() -> None:
     """The kernel does not take back a lock."""
 
 
-def _agree(name: str, refused: ValueError | None) -> None:
+def _agree(name: str, refused: Refused | None) -> None:
     """All processes hear what the first one was refused, and raise it."""
     if cluster.place()[1] == 1 and refused:
         raise refused
     if reason := cluster.everyone(name, refused and str(refused))[0]:
-        raise ValueError(reason)
+        raise Refused(reason)
 
 
 def _check_shared(folder: Path) -> None:
@@ -89,7 +90,7 @@ def _check_shared(folder: Path) -> None:
     sees = cluster.everyone("folder", (folder / LOCK).exists())
     if not all(sees):
         blind = ", ".join(str(process) for process, seen in enumerate(sees) if not seen)
-        raise ValueError(
+        raise Refused(
             f"--workdir {folder} of process 0 is not seen by process {blind}: expected one folder for "
             "all hosts; write one that all of them mount"
         )
@@ -101,13 +102,13 @@ def _lock(folder: Path) -> Iterator[Callable[[], None]]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise ValueError(f"--workdir {folder}: {error.strerror}; choose another") from None
+        raise Refused(f"--workdir {folder}: {error.strerror}; choose another") from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.read(handle, 200).decode(errors="replace").strip()
-            raise ValueError(
+            raise Refused(
                 f"--workdir {folder} is being written to by {owner}: wait for it, or choose another"
             ) from None
         os.ftruncate(handle, 0)
@@ -123,7 +124,7 @@ def check(folder: Path, *, keywords: dict[str, Any], source: str) -> None:
     Of several processes the first one looks for all: a later one could meet what it has written since.
 
     Raises:
-      ValueError: it holds another experiment (the difference is named) or other files.
+      Refused: it holds another experiment (the difference is named) or other files.
     """
     refused = None
     if cluster.place()[0] == 0:
@@ -138,13 +139,13 @@ def _holds(folder: Path, *, keywords: dict[str, Any], source: str) -> bool:
     """Whether the folder holds this very run; False: it is empty."""
     if not (folder / RECORD).exists():
         if others := _others(folder):
-            raise ValueError(
+            raise Refused(
                 f"--workdir {folder} holds {others[0]} and no {RECORD}: choose an empty folder"
             )
         return False
     before = read_record(folder)
     if before["source"] != source:
-        raise ValueError(
+        raise Refused(
             f"--workdir {folder} holds a run of {before['config']}, whose text was another: "
             f"look at {SOURCE} there, or choose another folder and begin from that run: "
             f"--workdir NEW --init-from {folder}"
@@ -153,7 +154,7 @@ def _holds(folder: Path, *, keywords: dict[str, Any], source: str) -> bool:
         difference = ", ".join(
             f"{name}={then!r} there and {now!r} here" for name, (then, now) in changed.items()
         )
-        raise ValueError(
+        raise Refused(
             f"--workdir {folder} holds another experiment ({difference}): choose another folder, and to "
             f"begin from that run: --workdir NEW --init-from {folder}"
         )
@@ -191,7 +192,7 @@ def claim(
     """Writes down what the run is made of, unless the folder holds it already.
 
     Raises:
-      ValueError: what `check` refuses (here process 0 looks alone), or the disk has no room for as many
+      Refused: what `check` refuses (here process 0 looks alone), or the disk has no room for as many
         more checkpoints of `state` as make three, the two that are kept and the next. Nothing was written.
     """
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
@@ -202,7 +203,7 @@ def claim(
         here, more, cure = folder, KEPT + 1 - there, "choose another folder"
     free = store.free_bytes(here)
     if free is not None and free < more * needed:
-        raise ValueError(
+        raise Refused(
             f"--workdir {here} has {free:,} bytes free, and {more} checkpoint{'s' if more > 1 else ''} more "
             f"will need {more * needed:,}: {cure}"
         )
@@ -230,19 +231,17 @@ def read_record(folder: Path) -> dict[str, Any]:
     """What `claim` wrote.
 
     Raises:
-      ValueError: the folder holds no run.
+      Refused: the folder holds no run.
     """
     file = folder / RECORD
     try:
         if file.stat().st_size > JSON_BYTES:
-            raise ValueError(
-                f"{file} has {file.stat().st_size} bytes, at most {JSON_BYTES} are read"
-            )
+            raise Refused(f"{file} has {file.stat().st_size} bytes, at most {JSON_BYTES} are read")
         record = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
-        raise ValueError(f"{folder} holds no run: expected a folder with {RECORD}") from None
+        raise Refused(f"{folder} holds no run: expected a folder with {RECORD}") from None
     if not isinstance(record, dict) or not {"config", "keywords", "source"} <= record.keys():
-        raise ValueError(f"{file} was not written by jaxdist")
+        raise Refused(f"{file} was not written by jaxdist")
     return record
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxdist.errors import Refused
+
 Schedule = Callable[[Any], Any]
 
 
@@ -24,7 +26,7 @@ def linear(learning_rate: float | Schedule, workers: int, *, warmup_steps: int) 
       An optax schedule.
 
     Raises:
-      ValueError: no positive number of workers, or a negative number of steps.
+      Refused: no positive number of workers, or a negative number of steps.
 
     Example:
       >>> rate = linear(0.1, 8, warmup_steps=100)
@@ -53,7 +55,7 @@ def square_root(learning_rate: float | Schedule, workers: int, *, warmup_steps: 
       An optax schedule.
 
     Raises:
-      ValueError: no positive number of workers, or a negative number of steps.
+      Refused: no positive number of workers, or a negative number of steps.
 
     Example:
       >>> rate = square_root(0.1, 16, warmup_steps=100)
@@ -77,7 +79,7 @@ def _scaled(
 ) -> Schedule:
     for label, value, least in (("workers", workers, 1), ("warmup_steps", warmup_steps, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(
+            raise Refused(
                 f"jd.scaling.{name} was given {label}={value!r}, expected a whole number of at least "
                 f"{least}; write for example jd.scaling.{name}(0.1, 8, warmup_steps=100)"
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdist import launch, peers
+from jaxdist.errors import Refused
 
 # Processes of one run may be some steps apart; so many are not explained by a queue of steps.
 BEHIND_STEPS = 16
@@ -24,7 +25,7 @@ def rows(folder: Path, *, now: float | None = None) -> Iterator[tuple[str, str]]
       now: seconds since the epoch; None: the clock's.
 
     Raises:
-      ValueError: it holds no status.
+      Refused: it holds no status.
     """
     now = time.time() if now is None else now
     told = peers.read(folder)
@@ -34,7 +35,7 @@ def rows(folder: Path, *, now: float | None = None) -> Iterator[tuple[str, str]]
     alone = told and not any(one.get("supervised", True) for one in told)
     events = [] if alone else supervisor(folder)
     if not processes and not events:
-        raise ValueError(f"{folder} holds no status: expected the folder of a run; write runs/NAME")
+        raise Refused(f"{folder} holds no status: expected the folder of a run; write runs/NAME")
     yield "run folder", str(folder)
     last = events[-1]["event"] if events else None
     if last and last != "start":

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from jaxdist.errors import Refused
+
 # What pip is to install for a scheme, where fsspec itself does not say.
 PACKAGES = {
     "gs": "gcsfs",
@@ -29,7 +31,7 @@ def folder(text: str | os.PathLike[str]) -> Path:
     """The folder that a path or a URL names.
 
     Raises:
-      ValueError: there is no such scheme, or its package is not installed; names the pip command. Or no
+      Refused: there is no such scheme, or its package is not installed; names the pip command. Or no
         file system has such a path: too long a name, a zero byte.
 
     >>> folder("runs/a")
@@ -44,7 +46,7 @@ def folder(text: str | os.PathLike[str]) -> Path:
     try:
         from upath import UPath
     except ImportError:
-        raise ValueError(f"{text}: URLs need the package universal_pathlib; {EXTRA}") from None
+        raise Refused(f"{text}: URLs need the package universal_pathlib; {EXTRA}") from None
     try:
         # What others wrote a moment ago must be seen.
         found = UPath(text, use_listings_cache=False)
@@ -52,10 +54,10 @@ def folder(text: str | os.PathLike[str]) -> Path:
     except ImportError as error:
         package = PACKAGES.get(scheme)
         cure = f"write pip install {package}" if package else str(error)
-        raise ValueError(f"{text}: nothing here reads {scheme}://; {cure}") from None
+        raise Refused(f"{text}: nothing here reads {scheme}://; {cure}") from None
     except Exception as error:
         # No such scheme, no such bucket, no right to it: each package has errors of its own.
-        raise ValueError(
+        raise Refused(
             f"{text}: {' '.join(str(error).split())}; write a path, or gs://, s3://, file://"
         ) from None
     return cast(Path, found)
@@ -66,10 +68,10 @@ def _check_path(text: str) -> None:
     try:
         os.lstat(text)
     except ValueError as error:
-        raise ValueError(f"{text!r} is no path: {error}; write runs/NAME") from None
+        raise Refused(f"{text!r} is no path: {error}; write runs/NAME") from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise ValueError(f"{text!r} is no path: {error.strerror}; write runs/NAME") from None
+            raise Refused(f"{text!r} is no path: {error.strerror}; write runs/NAME") from None
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
+from jaxdist.errors import Refused
+
 PyTree = Any
 
 
@@ -36,7 +38,7 @@ def signature(leaves: list[tuple[str, Any]]) -> list[Any]:
     """Path, shape and dtype of every leaf, as JSON; refuses what is no array."""
     for name, x in leaves:
         if not (hasattr(x, "shape") and hasattr(x, "dtype")):
-            raise ValueError(f"{name} is {x!r}, no array; write jnp.asarray({x!r})")
+            raise Refused(f"{name} is {x!r}, no array; write jnp.asarray({x!r})")
     return [[name, list(x.shape), str(x.dtype)] for name, x in leaves]
 
 
@@ -139,7 +141,7 @@ def _check_stored(path: Path, targets: dict[str, jax.ShapeDtypeStruct]) -> None:
     for name, target in targets.items():
         has = tuple(stored[name].shape), jnp.dtype(stored[name].dtype)
         if has != (target.shape, target.dtype):
-            raise ValueError(f"array {name} is {has[1]}{list(has[0])} in its files")
+            raise Refused(f"array {name} is {has[1]}{list(has[0])} in its files")
 
 
 def _sharding(x: Any) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxdist import fail_fast
+from jaxdist.errors import Refused
 
 CHECKOUT = "jaxdist-checkout"
 PORT = 1234  # of the coordinator, in a pod of its own
@@ -67,23 +68,21 @@ def text(site: str, command: Sequence[str], given: Mapping[str, Any]) -> str:
       given: the options that somebody has written, by the names of `Place`.
 
     Raises:
-      ValueError: an option that this site does not use, or what would not come back there.
+      Refused: an option that this site does not use, or what would not come back there.
     """
     check_used(site, given)
     place = Place(**{name: value for name, value in given.items() if name in Place._fields})
     if place.topology and "processes" not in given:
         place = place._replace(processes=_hosts(place))
     if not place.topology and (alone := [name for name in OF_TPUS if name in given]):
-        raise ValueError(
+        raise Refused(
             f"--{alone[0]} is of TPU nodes: write --topology 4x4 with it, or leave it out"
         )
     for name in ("processes", "chips"):
         if getattr(place, name) < 1:
-            raise ValueError(
-                f"--{name} {getattr(place, name)}: expected a positive integer; write 2"
-            )
+            raise Refused(f"--{name} {getattr(place, name)}: expected a positive integer; write 2")
     if place.max_restarts < 0:
-        raise ValueError(f"--max-restarts {place.max_restarts}: expected 0 or more; write 3")
+        raise Refused(f"--max-restarts {place.max_restarts}: expected 0 or more; write 3")
     return SITES[site](command, place)
 
 
@@ -91,14 +90,14 @@ def check_used(site: str, given: Iterable[str]) -> None:
     """Refuses options that say nothing there; those of a launch on this host `remarks` speaks of.
 
     Raises:
-      ValueError: names the option and where it is used.
+      Refused: names the option and where it is used.
     """
     for name in given:
         if name not in USES[site] and name not in USES[HERE]:
             option, sites = f"--{name.replace('_', '-')}", [x for x in USES if name in USES[x]]
             where = f"with --on {site}" if site else "on this host"
             used = " or ".join(f"--on {x}" if x else "without --on" for x in sites)
-            raise ValueError(f"{option} says nothing {where}: leave it out (it is for {used})")
+            raise Refused(f"{option} says nothing {where}: leave it out (it is for {used})")
 
 
 def remarks(site: str, command: Sequence[str], given: Mapping[str, Any]) -> list[str]:
@@ -168,7 +167,7 @@ def gke_jobset(command: Sequence[str], place: Place) -> str:
     the pods.
 
     Raises:
-      ValueError: `--resume never`, for no pod knows which life it is in; a topology that has not as many
+      Refused: `--resume never`, for no pod knows which life it is in; a topology that has not as many
         chips as the hosts.
     """
     name = _plain(place.name)
@@ -261,7 +260,7 @@ def option(command: Sequence[str], name: str) -> str:
 def _check_life(command: Sequence[str]) -> None:
     """Refuses what a second life would be refused for."""
     if option(command, "--resume") == "never":
-        raise ValueError(
+        raise Refused(
             "--resume never: a JobSet does not tell its pods whether they are the first: a later life would "
             "be refused; choose a new --workdir and leave it out"
         )
@@ -270,7 +269,7 @@ def _check_life(command: Sequence[str]) -> None:
 def _chips(place: Place) -> int:
     """How many chips a topology has."""
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", place.topology):
-        raise ValueError(f"--topology {place.topology!r}: expected counts of chips; write 4x4")
+        raise Refused(f"--topology {place.topology!r}: expected counts of chips; write 4x4")
     return math.prod(map(int, place.topology.split("x")))
 
 
@@ -287,7 +286,7 @@ def _check_chips(place: Place) -> None:
     if count != place.processes * place.chips:
         chips = next(n for n in (place.chips, *CHIPS) if count % n == 0)
         new = f" --chips {chips}" if chips != place.chips else ""
-        raise ValueError(
+        raise Refused(
             f"--topology {place.topology} has {count} chips, but --processes {place.processes} of --chips "
             f"{place.chips} are {place.processes * place.chips}; write --processes {count // chips}{new}"
         )
@@ -297,11 +296,11 @@ def _plain(name: str) -> str:
     """A name that needs no quoting anywhere.
 
     Raises:
-      ValueError: it is none.
+      Refused: it is none.
     """
     fine = name.isascii() and name.replace("-", "").isalnum() and name == name.lower()
     if not fine or not name[0].isalpha() or name[-1] == "-" or len(name) > 40:
-        raise ValueError(
+        raise Refused(
             f"--name {name!r}: expected at most 40 lower-case letters, digits and hyphens, a letter "
             "first; write --name demo"
         )

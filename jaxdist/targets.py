@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from jaxdist.errors import Refused
+
 EXAMPLES = "cpu, cpu:8, v4:2x2x1, v5e:4x4, v5p:2x2x4, v6e:4x4, tpu7x:2x2x1, h100:8"
 # Before libtpu is loaded: do not look for a real TPU, and let several processes compile.
 ENVIRONMENT = {
@@ -50,7 +52,7 @@ def devices(target: str) -> list[Any]:
       JAX devices; those of a TPU or GPU can be compiled for, and not run.
 
     Raises:
-      ValueError: an unknown target, or its compiler is not installed.
+      Refused: an unknown target, or its compiler is not installed.
 
     Example:
       >>> devices("cpu") == jax.devices()
@@ -62,7 +64,7 @@ def devices(target: str) -> list[Any]:
     gpu = re.fullmatch(r"h100:(\d+)", target)
     tpu = re.fullmatch(r"((?:v[2-6]\w?|tpu7x):[\dx]+)(?:\*(\d+))?", target)
     if not (gpu or tpu):
-        raise ValueError(f"there is no target {target!r}; write one like {EXAMPLES}")
+        raise Refused(f"there is no target {target!r}; write one like {EXAMPLES}")
     from jax.experimental import topologies
 
     try:
@@ -78,7 +80,7 @@ def devices(target: str) -> list[Any]:
             described = topologies.get_topology_desc(platform="tpu", topology_name=tpu[1], **slices)
     except Exception as error:  # whatever the plugin raises when it is missing or refuses a shape
         said = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise Refused(
             f"target {target!r} can not be compiled for here: {said}; "
             f"pip install 'jaxdist[aot]' brings the compilers, and shapes are like those of {EXAMPLES}"
         ) from error
@@ -91,7 +93,7 @@ def _simulated(count: int) -> list[Any]:
         jax.config.update("jax_num_cpu_devices", count)
     made = jax.devices("cpu")
     if len(made) < count:
-        raise ValueError(
+        raise Refused(
             f"target cpu:{count}: this process has {len(made)} CPU devices already; "
             f"set JAX_NUM_CPU_DEVICES={count} before it starts"
         )

@@ -49,7 +49,7 @@ def train(
       watch: is told what the loop does.
 
     Raises:
-      ValueError: the folder holds another experiment, or is in use, or the first batch is not fit to
+      Refused: the folder holds another experiment, or is in use, or the first batch is not fit to
         train on. Nothing was changed.
       FloatingPointError: a loss, a gradient or a parameter is not finite; names step, worker and
         leaf. What was saved before is still there.

@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jaxdist import worker
 from jaxdist.algorithms.base import Algorithm, Params, State
+from jaxdist.errors import Refused
 
 PyTree = Any
 
@@ -22,13 +23,13 @@ def is_count(value: Any) -> bool:
 def check_count(name: str, value: Any) -> None:
     """Refuses what is not a positive integer."""
     if not is_count(value):
-        raise ValueError(f"{name}={value!r} is not a positive integer; write for example {name}=2")
+        raise Refused(f"{name}={value!r} is not a positive integer; write for example {name}=2")
 
 
 def check_metrics(metrics: Any) -> None:
     """Refuses what says neither of whom metrics are."""
     if metrics not in ("mean", "workers"):
-        raise ValueError(
+        raise Refused(
             f'metrics={metrics!r}: expected "mean" over workers, or "workers" for those of each; '
             'write metrics="mean"'
         )
@@ -39,11 +40,11 @@ def check_algorithm(algorithm: Any) -> None:
     if isinstance(algorithm, Algorithm):
         return
     if hasattr(algorithm, "init") and hasattr(algorithm, "update"):
-        raise ValueError(
+        raise Refused(
             "jd.execute was given an optax rule, which does not say how workers agree; "
             "write jd.execute(jd.all_reduce(rule), loss_fn, workers=...)"
         )
-    raise ValueError(
+    raise Refused(
         f"jd.execute was given {algorithm!r}, which is not a jaxdist Algorithm; "
         "write for example jd.all_reduce(optax.sgd(0.1))"
     )
@@ -52,12 +53,12 @@ def check_algorithm(algorithm: Any) -> None:
 def check_clock(clock: Any, network: Any, workers: Any) -> None:
     """Refuses a network without a clock, and a clock for other workers than there are."""
     if clock is None and network is not None:
-        raise ValueError(
+        raise Refused(
             f"network={network!r} times messages only beside gradients; "
             "write clock=jd.clock.constant(workers, seconds=...) as well"
         )
     if clock is not None and getattr(clock, "size", workers) != workers:
-        raise ValueError(
+        raise Refused(
             f"clock={clock!r} is for {clock.size} workers and the run has {workers}; give a clock of "
             f"{workers}, or workers={clock.size} to jd.execute"
         )
@@ -70,14 +71,14 @@ def as_params(params: Params) -> Params:
         try:
             array = jnp.asarray(x)
         except (TypeError, ValueError) as error:
-            raise ValueError(
+            raise Refused(
                 f"the parameter params{jax.tree_util.keystr(path)} is {type(x).__name__} {x!r}, not an "
                 "array of numbers; give init only what is to be trained"
             ) from error
         return jax.lax.convert_element_type(array, array.dtype)  # drops a Python scalar's weak type
 
     if not jax.tree.leaves(params):
-        raise ValueError(
+        raise Refused(
             f"params={params!r} holds no arrays; give trainer.init the parameters of the model"
         )
     return jax.tree_util.tree_map_with_path(of, params)
@@ -88,22 +89,22 @@ def check_batch(batch: PyTree, *, workers: int, leading: int, parts: int) -> Non
     axes = "[steps, workers, ...]" if leading else "[workers, ...]"
     found = jax.tree_util.tree_flatten_with_path(batch)[0]
     if not found:
-        raise ValueError(f"the batch {batch!r} holds no arrays; give leaves {axes}")
+        raise Refused(f"the batch {batch!r} holds no arrays; give leaves {axes}")
     for path, x in found:
         shape = np.shape(x)
         name = f"batch{jax.tree_util.keystr(path)}"
         if len(shape) <= leading or shape[leading] != workers:
-            raise ValueError(
+            raise Refused(
                 f"{name} has shape {shape}, but its leading axes must be {axes} with {workers} workers; "
                 f"reshape the examples to {(*shape[:leading], workers, -1)}"
             )
         if parts > 1 and (len(shape) <= leading + 1 or shape[leading + 1] % parts):
-            raise ValueError(
+            raise Refused(
                 f"{name} has shape {shape}, whose examples accumulate={parts} does not divide; "
                 f"give every worker a multiple of {parts} examples"
             )
     if leading and len({np.shape(x)[0] for _, x in found}) > 1:
-        raise ValueError(
+        raise Refused(
             f"the leaves of the batches have different numbers of steps: "
             f"{sorted({np.shape(x)[0] for _, x in found})}; stack every leaf to {axes}"
         )
@@ -130,24 +131,24 @@ def check_loss(loss_fn: Callable[..., Any], point: Params, batch: PyTree, *, par
     except NameError as error:
         if worker.AXIS not in str(error):
             raise
-        raise ValueError(
+        raise Refused(
             f"{name} communicates over the axis {worker.AXIS!r}, but a worker's loss is its own; leave "
             "averaging to the algorithm, and return what is to be reported in aux"
         ) from error
     pair = isinstance(result, tuple) and len(result) == 2
     if not pair or not isinstance(result[1], dict):
-        raise ValueError(
+        raise Refused(
             f"{name} returned {_shapes(result)}, expected a scalar loss and a dict; "
             "write return loss, {}"
         )
     loss, aux = result
     if loss is None or getattr(loss, "shape", None) != () or not _floating(loss):
-        raise ValueError(
+        raise Refused(
             f"{name} returned a loss of {_shapes(loss)}, expected one floating-point number, shape (); "
             "write for example return jnp.mean(losses), {}"
         )
     if "loss" in aux:
-        raise ValueError(
+        raise Refused(
             f"the aux of {name} holds a key 'loss', which is taken by the loss itself; rename it"
         )
 
@@ -211,7 +212,7 @@ def check_rooms(
         # JAX itself objects where a conditional on a per-worker predicate meets a shared value.
         if "varying manual axes" not in str(error):
             raise
-        raise ValueError(
+        raise Refused(
             "the algorithm's update decides by a per-worker value what all workers share, or mixes the "
             "two; decide with jnp.where, or by worker.mean(...) of the predicate"
         ) from error
@@ -227,12 +228,12 @@ def _own_unless_key(own: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Arra
 
 def _check_shared(where: str, state: Any, lanes: int) -> None:
     if not isinstance(state, State):
-        raise ValueError(
+        raise Refused(
             f"the algorithm's {where} returned {type(state).__name__}, expected State(step, shared, local)"
         )
     step = state.step
     if getattr(step, "shape", None) != () or step.dtype != jnp.int32:
-        raise ValueError(
+        raise Refused(
             f"the algorithm's {where} returned step {step!r}, expected an int32 of shape (); "
             "write jnp.int32(0) in init and state.step + 1 in update"
         )
@@ -253,7 +254,7 @@ def _check_private(where: str, tree: PyTree, lanes: int, cure: str) -> None:
         if worker.private(x)
     ]
     if private:
-        raise ValueError(
+        raise Refused(
             f"the algorithm's {where} returned a per-worker value where all workers share one copy: "
             f"{', '.join(private)}; {cure}"
         )
@@ -262,13 +263,13 @@ def _check_private(where: str, tree: PyTree, lanes: int, cure: str) -> None:
 def _check_types(old: State, new: State) -> None:
     before, after = (jax.tree_util.tree_flatten_with_path(s) for s in (old, new))
     if before[1] != after[1]:
-        raise ValueError(
+        raise Refused(
             f"the algorithm's update changed the structure of the state from {before[1]} to {after[1]}; "
             "return the same pytree that init returns"
         )
     for (path, a), (_, b) in zip(before[0], after[0], strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
-            raise ValueError(
+            raise Refused(
                 f"the algorithm's update turned state{jax.tree_util.keystr(path)} from {a.dtype}"
                 f"{list(a.shape)} into {b.dtype}{list(b.shape)}; cast it back: a step is compiled once"
             )

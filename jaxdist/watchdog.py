@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdist import fail_fast, fault_plan, hangup, peers
+from jaxdist.errors import Refused
 
 QUIET_SECONDS = 10.0
 TICK_SECONDS, LOOK_SECONDS = 0.02, 0.5
@@ -54,7 +55,7 @@ def patience_seconds() -> float:
     """How long a phase may last before a process of several is ended.
 
     Raises:
-      ValueError: the variable holds no positive number.
+      Refused: the variable holds no positive number.
     """
     text = os.environ.get(PATIENCE, str(PATIENCE_SECONDS))
     try:
@@ -62,9 +63,7 @@ def patience_seconds() -> float:
     except ValueError:
         seconds = 0.0
     if not seconds > 0:
-        raise ValueError(
-            f"{PATIENCE}={text!r}: expected seconds, more than 0; write {PATIENCE}=900"
-        )
+        raise Refused(f"{PATIENCE}={text!r}: expected seconds, more than 0; write {PATIENCE}=900")
     return seconds
 
 

@@ -21,6 +21,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxdist import permutations, rows
+from jaxdist.errors import Refused
 
 AXIS = "worker"
 
@@ -82,13 +83,13 @@ def bound() -> bool:
 
 def _enter(name: str) -> Scope | None:
     if _SILENT.get():
-        raise ValueError(
+        raise Refused(
             f"jaxdist.worker.{name} was called inside loss_fn, but a worker's loss is its own and may "
             f"not communicate; communicate in the algorithm's update, or return the value in aux "
             f"(aux is averaged over workers): return loss, {{'name': value}}"
         )
     if not bound():
-        raise ValueError(
+        raise Refused(
             f"jaxdist.worker.{name} was called outside a worker axis; call it from an algorithm's update "
             f"or readout run by jd.execute, or inside jax.pmap(..., axis_name={AXIS!r}); to ask what "
             "a method sends, write with jd.worker.counted(8): algorithm.sends(params, step)"
@@ -193,7 +194,7 @@ def _communicate(
     @one_worker.def_vmap
     def _(axis_size: int, batched: Sequence[bool], x: jax.Array, _: jax.Array):
         if not batched[1]:
-            raise ValueError(
+            raise Refused(
                 f"jaxdist.worker.{name} was called under a jax.vmap of your own; "
                 "apply it to the stacked arrays instead: it takes arrays of any shape"
             )
@@ -251,12 +252,12 @@ def permute(tree: PyTree, source: Sequence[int] | np.ndarray) -> PyTree:
       each, and a gather on the device; cyclic shifts take the cheaper form of `shift`.
 
     Raises:
-      ValueError: `source` is not a permutation of all workers.
+      Refused: `source` is not a permutation of all workers.
     """
     wanted = np.asarray(source)
     workers = count()
     if wanted.shape != (workers,) or not np.array_equal(np.sort(wanted), np.arange(workers)):
-        raise ValueError(
+        raise Refused(
             f"source={wanted.tolist()} is not a permutation of 0..{workers - 1}; name every worker once, "
             "and i at position i for a worker that keeps its own value"
         )
@@ -381,7 +382,7 @@ def scatter(tree: PyTree) -> PyTree:
       Leaves `[n, ...]`, this worker's own. Low-precision values are accumulated in float32.
 
     Raises:
-      ValueError: a leading axis that the number of workers does not divide.
+      Refused: a leading axis that the number of workers does not divide.
     """
     return jax.tree.map(_scatter, tree)
 
@@ -390,7 +391,7 @@ def _scatter(x: jax.Array) -> jax.Array:
     workers = count()
     x = jnp.asarray(x)
     if x.ndim == 0 or x.shape[0] % workers:
-        raise ValueError(
+        raise Refused(
             f"scatter was given shape {x.shape}, whose leading axis {workers} workers do not divide; "
             f"pad it to a multiple of {workers}"
         )
@@ -425,7 +426,7 @@ def exchange(tree: PyTree) -> PyTree:
       Leaves `[count(), ...]`, this worker's own: row `j` comes from worker `j`.
 
     Raises:
-      ValueError: a leading axis that is not the number of workers.
+      Refused: a leading axis that is not the number of workers.
     """
     return jax.tree.map(_exchange, tree)
 
@@ -434,7 +435,7 @@ def _exchange(x: jax.Array) -> jax.Array:
     workers = count()
     x = jnp.asarray(x)
     if x.ndim == 0 or x.shape[0] != workers:
-        raise ValueError(
+        raise Refused(
             f"exchange was given shape {x.shape}; its leading axis must be the {workers} workers: "
             "one row for each receiver"
         )

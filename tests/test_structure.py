@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports from floors strictly below its own, or from its own package folder. The key is a
 # module or a package under jaxdist; the longest match counts.
 FLOORS = {
+    "errors": -1,
     "permutations": 0,
     "fault_plan": 0,
     "fail_fast": 0,
@@ -280,7 +281,9 @@ def plain_names_and_classes(path: str, source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ClassDef):
             for base in map(name_of, node.bases):
-                if base not in allowed and not re.search(r"(Error|Exception|Warning)$", base):
+                if base not in allowed and not re.search(
+                    r"(Error|Exception|Warning|^Refused)$", base
+                ):
                     wrong.append(
                         f"{path}:{node.lineno}: class {node.name} inherits from {base}: write a "
                         "NamedTuple or a frozen dataclass, and functions"

@@ -17,6 +17,7 @@ from jaxdist.algorithms.base import (
 )
 from jaxdist.algorithms.membership import REDUCED
 from jaxdist.compress import Compressor, Feedback, PowerSGD
+from jaxdist.errors import Refused
 
 
 def all_reduce(
@@ -55,7 +56,7 @@ def all_reduce(
       what each remembers for itself, if anything.
 
     Raises:
-      ValueError: `inner` is not an optax rule; a compressor that is none, or both a compressor and a
+      Refused: `inner` is not an optax rule; a compressor that is none, or both a compressor and a
         reducer.
 
     Communication:
@@ -82,12 +83,12 @@ def all_reduce(
     refuse_others("all_reduce", others)
     check_rule("inner", inner)
     if isinstance(compressor, PowerSGD):
-        raise ValueError(
+        raise Refused(
             f"jd.all_reduce was given compressor={compressor!r}, which reduces in two steps; "
             f"write reducer=jd.compress.{compressor!r}"
         )
     if reducer is not None and (compressor is not None or not isinstance(reducer, PowerSGD)):
-        raise ValueError(
+        raise Refused(
             f"jd.all_reduce was given compressor={compressor!r} and reducer={reducer!r}; write either "
             "compressor=jd.compress.top_k(0.01) or the like, or reducer=jd.compress.power_sgd(4)"
         )

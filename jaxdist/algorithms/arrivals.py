@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxdist import worker
 from jaxdist.algorithms.server import Turn
 from jaxdist.clock import Clock, Tick, Times
+from jaxdist.errors import Refused
 
 
 class Book(NamedTuple):
@@ -37,7 +38,7 @@ def check_size(clock: Clock) -> None:
     """Refuses a clock for another number of workers, while the step is traced."""
     workers = worker.count()
     if clock.size != workers:
-        raise ValueError(
+        raise Refused(
             f"the clock times {clock.size} workers and the run has {workers}; "
             f"give a clock of size {workers}, or workers={clock.size} to jd.execute"
         )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdist import worker
+from jaxdist.errors import Refused
 from jaxdist.waiting import Waits
 
 PyTree = Any
@@ -196,7 +197,7 @@ def apply(
 def check_rule(name: str, rule: Any) -> None:
     """Refuses what is not an optax rule, before anything is traced."""
     if not (callable(getattr(rule, "init", None)) and callable(getattr(rule, "update", None))):
-        raise ValueError(
+        raise Refused(
             f"{name}={rule!r} is not an optax.GradientTransformation; write for example optax.sgd(0.1)"
         )
 
@@ -204,7 +205,7 @@ def check_rule(name: str, rule: Any) -> None:
 def refuse_others(method: str, others: tuple[Any, ...]) -> None:
     """Refuses further arguments, a topology above all, of a method that has no use for them."""
     if others:
-        raise ValueError(
+        raise Refused(
             f"jd.{method} was also given {', '.join(map(repr, others))}, which it has no use for: all its "
             "workers average with all others; leave it out, or write jd.gossip(rule, topology)"
         )
@@ -213,7 +214,7 @@ def refuse_others(method: str, others: tuple[Any, ...]) -> None:
 def check_period(name: str, value: Any, *, least: int = 1) -> None:
     """Refuses a number of steps that is not an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(
+        raise Refused(
             f"{name}={value!r} is not a number of steps; write an integer of at least {least}, "
             f"for example {name}={max(least, 8)}"
         )
@@ -222,6 +223,6 @@ def check_period(name: str, value: Any, *, least: int = 1) -> None:
 def check_fraction(name: str, value: Any) -> None:
     """Refuses what is not a number from 0 up to, and not including, 1."""
     if not (isinstance(value, int | float) and 0 <= value < 1):
-        raise ValueError(
+        raise Refused(
             f"{name}={value!r}: expected a number from 0 up to, and not including, 1; write {name}=0.5"
         )

@@ -8,6 +8,7 @@ import optax
 from jaxdist import worker
 from jaxdist.algorithms.base import Algorithm, check_fraction, check_period, refuse_others
 from jaxdist.algorithms.diloco import diloco
+from jaxdist.errors import Refused
 
 
 def block_momentum(
@@ -46,7 +47,7 @@ def block_momentum(
       `inner`.
 
     Raises:
-      ValueError: a period below 1, a momentum outside 0 to 1, a block learning rate that is not
+      Refused: a period below 1, a momentum outside 0 to 1, a block learning rate that is not
         positive, a rule that is not optax's.
 
     Communication:
@@ -72,7 +73,7 @@ def block_momentum(
     if momentum is not None:
         check_fraction("momentum", momentum)
     if not block_learning_rate > 0:
-        raise ValueError(
+        raise Refused(
             f"block_learning_rate={block_learning_rate!r}: expected a number above zero; write "
             "block_learning_rate=1.0"
         )

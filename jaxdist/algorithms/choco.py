@@ -17,6 +17,7 @@ from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
 from jaxdist.compress import Compressor, contractive
 from jaxdist.compress.base import check_compressor
+from jaxdist.errors import Refused
 from jaxdist.topology import Topology
 
 
@@ -55,7 +56,7 @@ def choco(
       weighted sum of the neighbors' copies, in at least float32.
 
     Raises:
-      ValueError: a rule that is not optax's, a topology that varies or is not doubly stochastic, a
+      Refused: a rule that is not optax's, a topology that varies or is not doubly stochastic, a
         compressor that is none or has a memory of its own, a consensus step out of its bounds.
 
     Communication:
@@ -85,12 +86,12 @@ def choco(
     check_doubly_stochastic("choco", topology)
     check_compressor("jd.choco", compressor)
     if topology.period != 1:
-        raise ValueError(
+        raise Refused(
             f"jd.choco keeps a sum of its neighbors' copies and {topology.name} changes neighbors; "
             f"write jd.topology.exponential({topology.size})"
         )
     if not isinstance(consensus_step, int | float) or not 0 < consensus_step <= 1:
-        raise ValueError(
+        raise Refused(
             f"consensus_step={consensus_step!r} is not above 0 and at most 1; write for example "
             "consensus_step=0.1, and less for a coarser compressor"
         )

@@ -10,6 +10,7 @@ from jaxdist.algorithms.base import Algorithm, Params, check_rule, refuse_others
 from jaxdist.algorithms.served import check_clock, served
 from jaxdist.algorithms.server import Placement, make_server
 from jaxdist.clock import Clock
+from jaxdist.errors import Refused
 
 
 def delay_compensated(
@@ -49,7 +50,7 @@ def delay_compensated(
       share each), the clock and the staleness. local: the copy.
 
     Raises:
-      ValueError: no clock, a clock of another size, a negative strength, a rule that is not optax's
+      Refused: no clock, a clock of another size, a negative strength, a rule that is not optax's
         or, on a sharded server, not elementwise.
 
     Communication:
@@ -75,7 +76,7 @@ def delay_compensated(
     check_rule("inner", inner)
     check_clock("delay_compensated", clock)
     if not strength >= 0:
-        raise ValueError(
+        raise Refused(
             f"strength={strength!r} is not a number of at least 0; write for example strength=0.04"
         )
 

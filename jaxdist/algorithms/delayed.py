@@ -45,7 +45,7 @@ def delayed(inner: optax.GradientTransformation, *others: Never, delay: int) -> 
       An `Algorithm`. shared: the last delay + 1 parameters and the state of `inner`. local: nothing.
 
     Raises:
-      ValueError: a delay below 0, or a rule that is not optax's.
+      Refused: a delay below 0, or a rule that is not optax's.
 
     Communication:
       Per step one all-reduce of size(params) bytes, in at least float32: twice that for bfloat16

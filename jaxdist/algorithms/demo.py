@@ -53,7 +53,7 @@ def demo(
       An `Algorithm`. shared: parameters and the state of `inner`. local: the momentum.
 
     Raises:
-      ValueError: a rule that is not optax's, or more components than a chunk has.
+      Refused: a rule that is not optax's, or more components than a chunk has.
 
     Communication:
       Per step an all-gather of `jd.compress.dct_top_k(keep, chunk=chunk).bytes(params)` bytes.

@@ -10,6 +10,7 @@ from jaxdist import reduction, waiting, worker
 from jaxdist.algorithms.base import Algorithm, Params, State, refuse_others
 from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.compress import top_k
+from jaxdist.errors import Refused
 
 Velocity = Literal["masked", "kept"]
 
@@ -50,7 +51,7 @@ def dgc(
       An `Algorithm`. shared: parameters. local: velocity u_i, and v_i, what waits.
 
     Raises:
-      ValueError: a ratio that is not above 0 and at most 1, an unknown velocity.
+      Refused: a ratio that is not above 0 and at most 1, an unknown velocity.
 
     Communication:
       Per step an all-gather of `jd.compress.top_k(ratio).bytes(params)` bytes.
@@ -72,7 +73,7 @@ def dgc(
     refuse_others("dgc", others)
     compressor = top_k(ratio)
     if velocity not in get_args(Velocity):
-        raise ValueError(
+        raise Refused(
             f"velocity={velocity!r} is unknown; write one of {', '.join(get_args(Velocity))}"
         )
 

@@ -54,7 +54,7 @@ def diloco(
       state of `inner`. The memory of a compressor stands in both rooms.
 
     Raises:
-      ValueError: a period below 1, or a rule that is not optax's.
+      Refused: a period below 1, or a rule that is not optax's.
 
     Communication:
       One all-reduce every `period` steps, of the displacement in at least float32: size(params) bytes

@@ -61,7 +61,7 @@ def downpour(
       where push_every is above 1.
 
     Raises:
-      ValueError: no clock, a clock of another size, a period below 1, a rule that is not optax's or,
+      Refused: no clock, a clock of another size, a period below 1, a rule that is not optax's or,
         on a sharded server, not elementwise.
 
     Communication:

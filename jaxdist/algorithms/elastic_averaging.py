@@ -24,6 +24,7 @@ from jaxdist.algorithms.base import (
 from jaxdist.algorithms.membership import AVERAGED, averaged
 from jaxdist.algorithms.served import check_clock
 from jaxdist.clock import Clock
+from jaxdist.errors import Refused
 
 
 def elastic_averaging(
@@ -69,7 +70,7 @@ def elastic_averaging(
       state of `inner`. The readout is the center.
 
     Raises:
-      ValueError: a period below 1, an attraction outside (0, 1], a rule that is not optax's, a clock of
+      Refused: a period below 1, an attraction outside (0, 1], a rule that is not optax's, a clock of
         another size.
 
     Communication:
@@ -98,7 +99,7 @@ def elastic_averaging(
     check_rule("inner", inner)
     check_period("period", period)
     if not 0 < attraction <= 1:
-        raise ValueError(
+        raise Refused(
             f"attraction={attraction!r} is not a number above 0 and at most 1; write for example "
             "attraction=0.9 / workers"
         )

@@ -17,6 +17,7 @@ from jaxdist.algorithms.base import (
 )
 from jaxdist.algorithms.membership import averaged, remade
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
+from jaxdist.errors import Refused
 from jaxdist.topology import Topology
 
 
@@ -58,7 +59,7 @@ def event_triggered(
       parameters, the state of `inner`, what was last said.
 
     Raises:
-      ValueError: a threshold or decay out of range, a rule that is not optax's, or a topology whose
+      Refused: a threshold or decay out of range, a rule that is not optax's, or a topology whose
         rows or columns do not sum to one.
 
     Communication:
@@ -88,11 +89,11 @@ def event_triggered(
     check_rule("inner", inner)
     check_doubly_stochastic("event_triggered", topology)
     if not 0 <= threshold < float("inf"):
-        raise ValueError(
+        raise Refused(
             f"threshold={threshold!r} is not a distance; write one of at least 0, for example 0.1"
         )
     if not 0 < decay <= 1:
-        raise ValueError(f"decay={decay!r} is not in 0 < decay <= 1; write for example decay=0.99")
+        raise Refused(f"decay={decay!r} is not in 0 < decay <= 1; write for example decay=0.99")
     listeners = _listeners(topology)
 
     def init(params: Params) -> State:

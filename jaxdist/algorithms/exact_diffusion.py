@@ -25,6 +25,7 @@ from jaxdist.algorithms.base import (
 )
 from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_symmetric, exchanges, least_eigenvalue
+from jaxdist.errors import Refused
 from jaxdist.topology import Topology
 
 
@@ -54,7 +55,7 @@ def exact_diffusion(inner: optax.GradientTransformation, topology: Topology) -> 
       float32: kept in bfloat16 its mean would wander off) and the state of `inner`.
 
     Raises:
-      ValueError: a rule that is not optax's; a topology that varies or is not symmetric.
+      Refused: a rule that is not optax's; a topology that varies or is not symmetric.
 
     Communication:
       Per step, size(params) bytes out of every worker for each neighbor it listens to. The readout
@@ -104,7 +105,7 @@ def d2(inner: optax.GradientTransformation, topology: Topology) -> Algorithm:
       least float32) and the state of `inner`.
 
     Raises:
-      ValueError: a rule that is not optax's; a topology that varies, is not symmetric, or has an
+      Refused: a rule that is not optax's; a topology that varies, is not symmetric, or has an
         eigenvalue of -1/3 or less.
 
     Communication:
@@ -129,7 +130,7 @@ def d2(inner: optax.GradientTransformation, topology: Topology) -> Algorithm:
     check_symmetric("d2", topology)
     least = least_eigenvalue(topology)
     if least <= -1 / 3 + 1e-9:
-        raise ValueError(
+        raise Refused(
             f"d2 needs a matrix whose smallest eigenvalue is above -1/3, and that of {topology.name} is "
             f"{least:.6f}; write jd.exact_diffusion(inner, topology), which takes it as it is, or give "
             f"more weight to oneself: 0.5 * np.eye({topology.size}) + 0.5 * topology.matrix()"
@@ -157,7 +158,7 @@ def extra(inner: optax.GradientTransformation, topology: Topology) -> Algorithm:
       so far added to this worker, in at least float32) and the state of `inner`.
 
     Raises:
-      ValueError: a rule that is not optax's; a topology that varies or is not symmetric.
+      Refused: a rule that is not optax's; a topology that varies or is not symmetric.
 
     Communication:
       Per step, size(params) bytes out of every worker for each neighbor it listens to. The readout

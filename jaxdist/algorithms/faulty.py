@@ -29,7 +29,7 @@ def faulty(algorithm: Algorithm, happens: faults.Faults) -> Algorithm:
       An `Algorithm` with the rooms of the one given.
 
     Raises:
-      ValueError: while tracing, workers that never come back and without whom the others fall into
+      Refused: while tracing, workers that never come back and without whom the others fall into
         groups; a named worker beyond the run; push_sum with a delay.
 
     Communication:

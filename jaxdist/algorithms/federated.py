@@ -25,6 +25,7 @@ from jaxdist.algorithms.base import (
 from jaxdist.algorithms.diloco import displacement
 from jaxdist.algorithms.membership import averaged
 from jaxdist.cohort import Cohort, cohort
+from jaxdist.errors import Refused
 
 PyTree = Any
 
@@ -43,10 +44,10 @@ def fedprox(mu: float) -> FedProx:
     """The correction of FedProx for `federated`: a pull of strength `mu` toward the round's start.
 
     Raises:
-      ValueError: mu below 0.
+      Refused: mu below 0.
     """
     if not mu >= 0:
-        raise ValueError(f"mu={mu!r}: expected a number of at least 0; write jd.fedprox(0.01)")
+        raise Refused(f"mu={mu!r}: expected a number of at least 0; write jd.fedprox(0.01)")
     return FedProx(mu)
 
 
@@ -111,7 +112,7 @@ def federated(
       leaves `[clients / workers, ...]`.
 
     Raises:
-      ValueError: a number of steps below 1, clients that the workers do not divide, more clients in a
+      Refused: a number of steps below 1, clients that the workers do not divide, more clients in a
         round than workers, weights that are not positive or not one for each client, a rule that is
         not optax's, an unknown correction.
 
@@ -147,7 +148,7 @@ def federated(
         check_rule("outer", outer)
     check_period("local_steps", local_steps)
     if not isinstance(correction, FedProx | Scaffold | None):
-        raise ValueError(
+        raise Refused(
             f"correction={correction!r} is unknown; write jd.fedprox(0.01), jd.scaffold() or None"
         )
     weights = None if client_weights is None else _weights(client_weights)
@@ -159,7 +160,7 @@ def federated(
         workers = worker.count()
         found = cohort(clients or workers, workers, seed, clients_per_round=clients_per_round)
         if weights is not None and len(weights) != found.clients:
-            raise ValueError(
+            raise Refused(
                 f"client_weights has {len(weights)} entries for {found.clients} clients: expected one for "
                 "each; write np.array([len(shard) for shard in shards])"
             )
@@ -255,7 +256,7 @@ def federated(
         round, late = divmod(int(state.step), local_steps)
         some = (clients, clients_per_round, weights) != (None, None, None)
         if some and late:
-            raise ValueError(
+            raise Refused(
                 f"step {int(state.step)} is in the middle of a round of jd.federated, whose clients are "
                 f"drawn for one number of workers; resize it after a multiple of {local_steps} steps"
             )
@@ -302,7 +303,7 @@ def _dealt(bank: Any, fresh: Any) -> Any:
 
     def dealt(rows: Any, new: Any) -> Any:
         if rows.shape[0] * rows.shape[1] != new.shape[0] * new.shape[1]:
-            raise ValueError(
+            raise Refused(
                 f"the bank has {rows.shape[0] * rows.shape[1]} clients and {new.shape[0] * new.shape[1]} "
                 "are expected; write the number it was saved with: jd.federated(..., clients=...)"
             )
@@ -319,7 +320,7 @@ def _afresh(fresh: Any, old: Any) -> Any:
 def _weights(given: ArrayLike) -> np.ndarray:
     weights = np.asarray(given, np.float64)
     if weights.ndim != 1 or not (np.isfinite(weights) & (weights > 0)).all():
-        raise ValueError(
+        raise Refused(
             f"client_weights={given!r}: expected one positive number for each client; write "
             "np.array([len(shard) for shard in shards])"
         )

@@ -19,6 +19,7 @@ from jaxdist.algorithms.base import (
 from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges, rounds
 from jaxdist.compress.base import Compressor, check_compressor
+from jaxdist.errors import Refused
 from jaxdist.topology import Topology
 
 Order = Literal["adapt_then_combine", "combine_then_adapt", "combine_while_adapt"]
@@ -67,7 +68,7 @@ def gossip(
       at which the next gradient is taken) and the state of `inner`.
 
     Raises:
-      ValueError: an unknown order, a rule that is not optax's, or a topology whose rows or columns do
+      Refused: an unknown order, a rule that is not optax's, or a topology whose rows or columns do
         not sum to one (then the mean of the workers would drift); a compressor with a memory.
 
     Communication:
@@ -97,7 +98,7 @@ def gossip(
     check_rule("inner", inner)
     check_doubly_stochastic("gossip", topology)
     if order not in get_args(Order):
-        raise ValueError(f"order={order!r} is unknown; write one of {', '.join(get_args(Order))}")
+        raise Refused(f"order={order!r} is unknown; write one of {', '.join(get_args(Order))}")
     if compressor is not None:
         check_compressor("jd.gossip", compressor)
 

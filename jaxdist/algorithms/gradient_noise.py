@@ -20,6 +20,7 @@ from jaxdist.algorithms.base import (
     widest,
 )
 from jaxdist.algorithms.membership import AVERAGED
+from jaxdist.errors import Refused
 
 Schedule = Callable[[Any], Any]
 
@@ -53,7 +54,7 @@ def noise_scale(
       An `Algorithm`. shared: parameters, the state of `inner`, the two averages. local: nothing.
 
     Raises:
-      ValueError: `inner` is not an optax rule, a decay outside [0, 1), or a single worker, which has
+      Refused: `inner` is not an optax rule, a decay outside [0, 1), or a single worker, which has
         nobody to differ from.
 
     Communication:
@@ -78,7 +79,7 @@ def noise_scale(
 
     def init(params: Params) -> State:
         if worker.count() == 1:
-            raise ValueError(
+            raise Refused(
                 "jd.noise_scale compares workers' gradients and there is one worker; write "
                 "workers=2 or more, or jd.all_reduce(inner)"
             )
@@ -144,7 +145,7 @@ def adascale(
       An `Algorithm`. shared: parameters, the state of `inner`, tau, the two averages. local: nothing.
 
     Raises:
-      ValueError: `inner` is not an optax rule, a schedule that is not a function, or a decay outside
+      Refused: `inner` is not an optax rule, a schedule that is not a function, or a decay outside
         [0, 1).
 
     Communication:
@@ -169,7 +170,7 @@ def adascale(
     if decay is not None:
         check_fraction("decay", decay)
     if schedule is not None and not callable(schedule):
-        raise ValueError(
+        raise Refused(
             f"schedule={schedule!r} is not a function of the steps; write for example "
             "schedule=optax.cosine_decay_schedule(0.1, 1000)"
         )

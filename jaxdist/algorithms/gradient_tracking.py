@@ -19,6 +19,7 @@ from jaxdist.algorithms.base import (
 from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_columns, exchanges
 from jaxdist.algorithms.push_sum import quotient, unit_weight
+from jaxdist.errors import Refused
 from jaxdist.topology import Topology
 
 Order = Literal["adapt_then_combine", "combine_while_adapt", "push_diging"]
@@ -62,7 +63,7 @@ def gradient_tracking(
       what is rounded off it is lost to the mean for ever) and the state of `inner`.
 
     Raises:
-      ValueError: an unknown order, a rule that is not optax's, a row-stochastic topology, or a round
+      Refused: an unknown order, a rule that is not optax's, a row-stochastic topology, or a round
         in which a worker gets nothing.
 
     Communication:
@@ -92,7 +93,7 @@ def gradient_tracking(
     check_rule("inner", inner)
     check_columns("gradient_tracking", topology)
     if order not in get_args(Order):
-        raise ValueError(f"order={order!r} is unknown; write one of {', '.join(get_args(Order))}")
+        raise Refused(f"order={order!r} is unknown; write one of {', '.join(get_args(Order))}")
     adapt_first = order != "combine_while_adapt"
     weighted = topology.stochastic == "column"
 

@@ -10,6 +10,7 @@ from jaxdist.algorithms.base import Algorithm, Params, check_rule, refuse_others
 from jaxdist.algorithms.served import check_clock, served
 from jaxdist.algorithms.server import Placement, make_server
 from jaxdist.clock import Clock
+from jaxdist.errors import Refused
 
 
 def hogwild(
@@ -50,7 +51,7 @@ def hogwild(
       the clock and the staleness. local: what was read.
 
     Raises:
-      ValueError: no clock, a clock of another size, a probability outside [0, 1), a rule that is not
+      Refused: no clock, a clock of another size, a probability outside [0, 1), a rule that is not
         optax's or, on a sharded server, not elementwise.
 
     Communication:
@@ -75,7 +76,7 @@ def hogwild(
     check_rule("inner", inner)
     check_clock("hogwild", clock)
     if not 0 <= missed < 1:
-        raise ValueError(
+        raise Refused(
             f"missed={missed!r} is not a probability below 1; write for example missed=0.5"
         )
 

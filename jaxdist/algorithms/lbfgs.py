@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxdist import waiting, worker
 from jaxdist.algorithms.base import Algorithm, Params, State, check_period, refuse_others, widest
 from jaxdist.algorithms.membership import recut, remade
+from jaxdist.errors import Refused
 
 LineSearch = Literal["wolfe", "armijo"]
 EXACT = lax.Precision.HIGHEST  # a TPU would otherwise multiply in bfloat16
@@ -61,7 +62,7 @@ def lbfgs(
       worker's part of the pairs, and of the parameters and the gradient one step ago.
 
     Raises:
-      ValueError: a memory or a number of trials below 1, an unknown line search, bounds out of order.
+      Refused: a memory or a number of trials below 1, an unknown line search, bounds out of order.
 
     Communication:
       With P = size(params) in at least float32 bytes, filled up to a multiple of W, per step: one
@@ -92,11 +93,11 @@ def lbfgs(
     check_period("memory", memory)
     check_period("trials", trials)
     if line_search not in get_args(LineSearch):
-        raise ValueError(
+        raise Refused(
             f"line_search={line_search!r} is unknown; write one of {', '.join(get_args(LineSearch))}"
         )
     if not 0 < decrease < curvature < 1:
-        raise ValueError(
+        raise Refused(
             f"decrease={decrease!r} and curvature={curvature!r} are not in the order "
             "0 < decrease < curvature < 1; write for example decrease=1e-4, curvature=0.9"
         )

@@ -19,6 +19,7 @@ from jaxdist.algorithms.base import (
     refuse_others,
 )
 from jaxdist.algorithms.membership import AVERAGED
+from jaxdist.errors import Refused
 
 Memory = Literal["kept", "averaged"]
 
@@ -55,7 +56,7 @@ def local_sgd(
       An `Algorithm`. shared: nothing. local: parameters and the state of `inner`.
 
     Raises:
-      ValueError: a period below 1, a start below 0, an unknown memory, a rule that is not optax's.
+      Refused: a period below 1, a start below 0, an unknown memory, a rule that is not optax's.
 
     Communication:
       size(params) bytes through one all-reduce every `period` steps (plus the state of `inner` where
@@ -81,9 +82,7 @@ def local_sgd(
     check_period("period", period)
     check_period("start", start, least=0)
     if memory not in get_args(Memory):
-        raise ValueError(
-            f"memory={memory!r} is unknown; write one of {', '.join(get_args(Memory))}"
-        )
+        raise Refused(f"memory={memory!r} is unknown; write one of {', '.join(get_args(Memory))}")
 
     def init(params: Params) -> State:
         return State(jnp.int32(0), (), (params, local_init(inner, params)))

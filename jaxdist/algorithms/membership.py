@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdist.algorithms.base import Resize, State
+from jaxdist.errors import Refused
 
 PyTree = Any
 
@@ -21,7 +22,7 @@ def averaged(old: PyTree, fresh: PyTree) -> PyTree:
     {'m': array([3., 3.])}
     """
     if jax.tree.structure(old) != jax.tree.structure(fresh):
-        raise ValueError(
+        raise Refused(
             f"the workers keep {jax.tree.structure(old)}, and {jax.tree.structure(fresh)} is expected: "
             "another method; write after.init(before.readout(state)), which carries the parameters"
         )

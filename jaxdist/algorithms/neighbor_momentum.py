@@ -13,6 +13,7 @@ from jaxdist import mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import Algorithm, Params, State, size_bytes
 from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
+from jaxdist.errors import Refused
 from jaxdist.topology import Topology
 
 Schedule = Callable[[jax.Array], Any]
@@ -45,7 +46,7 @@ def quasi_global_momentum(
       An `Algorithm`. shared: nothing. local: parameters and memory, the latter in at least float32.
 
     Raises:
-      ValueError: a learning rate or momentum out of range, or a topology whose rows or columns do not
+      Refused: a learning rate or momentum out of range, or a topology whose rows or columns do not
         sum to one.
 
     Communication:
@@ -106,7 +107,7 @@ def decentlam(learning_rate: float | Schedule, topology: Topology, *, momentum: 
       An `Algorithm`. shared: nothing. local: parameters and memory, the latter in at least float32.
 
     Raises:
-      ValueError: a learning rate or momentum out of range, or a topology whose rows or columns do not
+      Refused: a learning rate or momentum out of range, or a topology whose rows or columns do not
         sum to one.
 
     Communication:
@@ -149,13 +150,13 @@ def _method(
 ) -> Algorithm:
     """What both have in common: all but the two lines of their rule."""
     if not callable(learning_rate) and not 0 < learning_rate < float("inf"):
-        raise ValueError(
+        raise Refused(
             f"learning_rate={learning_rate!r} of {name} is neither a positive number nor a schedule; "
             f"write jd.{name}(0.1, jd.topology.ring(8), momentum=0.9)"
         )
     check_doubly_stochastic(name, topology)
     if isinstance(momentum, bool) or not 0 <= momentum < 1:
-        raise ValueError(
+        raise Refused(
             f"momentum={momentum!r} of {name} is not in 0 <= momentum < 1; write momentum=0.9"
         )
 

@@ -7,13 +7,14 @@ import numpy as np
 
 from jaxdist import mixing
 from jaxdist.algorithms.base import Branches
+from jaxdist.errors import Refused
 from jaxdist.topology import Topology
 
 
 def check_topology(method: str, topology: Any) -> None:
     """Refuses what is not a topology."""
     if not isinstance(topology, Topology):
-        raise ValueError(
+        raise Refused(
             f"{method} needs a topology and was given {topology!r}; "
             "write for example jd.topology.ring(8), its size being the number of workers"
         )
@@ -28,7 +29,7 @@ def check_doubly_stochastic(method: str, topology: Any) -> None:
         cure = "jd.push_sum takes column-stochastic ones"
     else:
         cure = "transpose it for jd.push_sum, or give weights whose columns also sum to one"
-    raise ValueError(
+    raise Refused(
         f"{method} keeps the mean only under a doubly stochastic matrix, and {topology.name} is "
         f"{topology.stochastic}-stochastic; {cure}"
     )
@@ -44,7 +45,7 @@ def check_columns(method: str, topology: Any, *, keep: bool = False) -> None:
     """
     check_topology(method, topology)
     if topology.stochastic == "row":
-        raise ValueError(
+        raise Refused(
             f"{method} needs columns that sum to one, so that nothing is lost on the way, and "
             f"{topology.name} is row-stochastic; write jd.topology.from_matrix(matrix.T), or use an "
             "undirected graph"
@@ -53,7 +54,7 @@ def check_columns(method: str, topology: Any, *, keep: bool = False) -> None:
         kept = one.own if keep else one.row_sums
         if (kept <= 0).any():
             i = int(kept.argmin())
-            raise ValueError(
+            raise Refused(
                 f"{method} divides by what a worker holds, and in round {step} of {topology.name} "
                 f"worker {i} {'keeps' if keep else 'gets'} nothing; give it a weight of its own, with "
                 f"0.5 * np.eye({topology.size}) + 0.5 * matrix"
@@ -72,7 +73,7 @@ def check_symmetric(method: str, topology: Any) -> None:
     cure = "jd.gradient_tracking takes directed and varying graphs"
     if topology.stochastic == "row":
         cure = f"transpose it for jd.gradient_tracking, or write jd.topology.ring({topology.size})"
-    raise ValueError(
+    raise Refused(
         f"{method} corrects for one symmetric matrix that does not vary, and {what}; {cure}"
     )
 

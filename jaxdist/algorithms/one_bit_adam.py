@@ -48,7 +48,7 @@ def one_bit_adam(
       and of 1/W of it.
 
     Raises:
-      ValueError: a warm-up of less than one step.
+      Refused: a warm-up of less than one step.
 
     Communication:
       Per step an all-reduce of size(params) bytes during the warm-up, in at least float32 (twice that

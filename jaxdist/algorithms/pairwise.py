@@ -23,6 +23,7 @@ from jaxdist.algorithms.membership import averaged
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
 from jaxdist.algorithms.served import check_clock
 from jaxdist.clock import Clock, Times
+from jaxdist.errors import Refused
 from jaxdist.topology import Topology
 from jaxdist.topology.matcha import matchings
 from jaxdist.topology.rounds import metropolis
@@ -75,7 +76,7 @@ def pairwise(inner: optax.GradientTransformation, topology: Topology, *, clock: 
       of `inner`.
 
     Raises:
-      ValueError: a directed topology, rounds in which somebody meets several others, no clock, a clock
+      Refused: a directed topology, rounds in which somebody meets several others, no clock, a clock
         of another size, or a rule that is not optax's.
 
     Communication:
@@ -163,7 +164,7 @@ def _in_pairs(topology: Topology) -> Topology:
     if topology.symmetric and topology.degree <= 1:
         return topology
     if topology.directed or topology.period > 1:
-        raise ValueError(
+        raise Refused(
             f"pairwise lets everybody meet at most one other in a step, and in {topology!r} that is not "
             f"so; write jd.topology.random_matching({topology.size}, 16, seed=0), or an undirected graph "
             f"such as jd.topology.ring({topology.size}), whose links take turns"

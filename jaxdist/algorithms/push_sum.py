@@ -20,6 +20,7 @@ from jaxdist.algorithms.base import (
 from jaxdist.algorithms.membership import averaged, remade
 from jaxdist.algorithms.neighbors import check_columns, exchanges, rounds
 from jaxdist.compress.base import Compressor, check_compressor, contractive
+from jaxdist.errors import Refused
 from jaxdist.topology import Topology
 
 
@@ -82,7 +83,7 @@ def push_sum(
       least float32. The readout is sum n / sum w, messages under way included.
 
     Raises:
-      ValueError: a rule that is not optax's; a negative delay; a row-stochastic topology; a round in
+      Refused: a rule that is not optax's; a negative delay; a row-stochastic topology; a round in
         which a worker gets nothing, or with a delay keeps nothing; a compressor with a delay, with a
       topology that varies, or with a memory of its own.
 
@@ -185,12 +186,12 @@ def _compressed(
 ) -> Algorithm:
     check_compressor("jd.push_sum", compressor)
     if delay:
-        raise ValueError(
+        raise Refused(
             f"jd.push_sum was given compressor={compressor!r} and delay={delay}, but the copies that it "
             "compresses against must be those of this step; write delay=0"
         )
     if topology.period != 1:
-        raise ValueError(
+        raise Refused(
             f"jd.push_sum with compressor={compressor!r} keeps a sum of the others' copies, and "
             f"{topology.name} changes its links; write jd.topology.exponential({topology.size}), or "
             "leave the compressor out"

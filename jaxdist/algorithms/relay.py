@@ -20,6 +20,7 @@ from jaxdist.algorithms.base import (
 )
 from jaxdist.algorithms.membership import averaged, remade
 from jaxdist.algorithms.neighbors import check_topology
+from jaxdist.errors import Refused
 from jaxdist.topology import Topology
 
 
@@ -48,7 +49,7 @@ def relay(inner: optax.GradientTransformation, tree: Topology) -> Algorithm:
       (as many as the busiest worker has) the last message from it, in at least float32.
 
     Raises:
-      ValueError: a rule that is not optax's, or a topology that is not one tree.
+      Refused: a rule that is not optax's, or a topology that is not one tree.
 
     Communication:
       Per step, for each neighbor of the busiest worker size(params) bytes out of every worker, in at
@@ -78,7 +79,7 @@ def relay(inner: optax.GradientTransformation, tree: Topology) -> Algorithm:
     links = sum(len(others) for others in tree.neighbors(0)) // 2
     # A topology is connected, so that one link fewer than workers makes it a tree.
     if tree.directed or tree.period != 1 or links != tree.size - 1:
-        raise ValueError(
+        raise Refused(
             f"relay needs a tree, {tree.size - 1} undirected links that do not vary, and was given {tree}; "
             f"write for example jd.topology.tree({tree.size}) or jd.topology.chain({tree.size})"
         )

@@ -12,12 +12,13 @@ from jaxdist.algorithms.base import Algorithm, Params, Resize, State
 from jaxdist.algorithms.membership import averaged, recut
 from jaxdist.algorithms.server import Server
 from jaxdist.clock import Clock
+from jaxdist.errors import Refused
 
 
 def check_clock(method: str, clock: Any) -> None:
     """Refuses what is not a clock."""
     if not isinstance(clock, Clock):
-        raise ValueError(
+        raise Refused(
             f"{method} needs a clock and was given {clock!r}; write for example "
             "clock=jd.clock.speeds([1.0, 1.0, 1.0, 0.25]), one speed for each worker"
         )

@@ -19,6 +19,7 @@ from jax import lax
 from jaxdist import buckets, worker
 from jaxdist.algorithms.base import Params, PyTree, apply, size_bytes
 from jaxdist.algorithms.shares import check_elementwise, join, split
+from jaxdist.errors import Refused
 
 Placement = Literal["replicated", "sharded"]
 
@@ -74,10 +75,10 @@ def make_server(
         push arrives; elementwise.
 
     Raises:
-      ValueError: an unknown placement, or a rule that is not elementwise on a sharded server.
+      Refused: an unknown placement, or a rule that is not elementwise on a sharded server.
     """
     if placement not in get_args(Placement):
-        raise ValueError(
+        raise Refused(
             f"server={placement!r} is unknown; write one of {', '.join(get_args(Placement))}"
         )
     if placement == "replicated":

@@ -21,6 +21,7 @@ from jaxdist.algorithms.base import (
 )
 from jaxdist.algorithms.membership import recut, remade
 from jaxdist.algorithms.shares import check_elementwise, rows, unrows
+from jaxdist.errors import Refused
 
 
 def sharded_all_reduce(inner: optax.GradientTransformation, *others: Never) -> Algorithm:
@@ -54,7 +55,7 @@ def sharded_all_reduce(inner: optax.GradientTransformation, *others: Never) -> A
       An `Algorithm`. shared: parameters. local: the state of `inner` for this worker's parts.
 
     Raises:
-      ValueError: `inner` is not an optax rule, or is not elementwise (here, or at `trainer.init` where
+      Refused: `inner` is not an optax rule, or is not elementwise (here, or at `trainer.init` where
         that shows only on the parameters); workers that may be away (`jd.faulty`).
 
     Communication:
@@ -138,7 +139,7 @@ def _check_sizes(inner: optax.GradientTransformation, params: Params) -> None:
         b.size in (a.size, -(-a.size // workers)) for a, b in zip(whole, part, strict=True)
     )
     if not fits:
-        raise ValueError(
+        raise Refused(
             "jd.sharded_all_reduce runs inner on flat parts of the parameters, of which this rule would "
             "keep something else than of whole matrices; write jd.all_reduce(rule), or an elementwise "
             "rule, for example optax.adam(0.1)"

@@ -12,6 +12,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from jaxdist.errors import Refused
+
 # Enough for rules that accumulate over so many steps before they move.
 TRIAL_STEPS = 64
 
@@ -87,7 +89,7 @@ def check_elementwise(
       given: further arguments that the rule will get.
 
     Raises:
-      ValueError: the whole moves in another way than its parts.
+      Refused: the whole moves in another way than its parts.
     """
     if like is None:
         like, unfit = [jax.ShapeDtypeStruct((4,), jnp.float32)], (TypeError, ValueError, KeyError)
@@ -133,7 +135,7 @@ def check_elementwise(
         except unfit:
             return
     if not fits:
-        raise ValueError(
+        raise Refused(
             f"{where} runs inner on every worker's share of the parameters by itself, and this rule needs "
             "to see all of them (it moves an array in another way than its parts); write an elementwise "
             f"rule, for example optax.adam(0.1), with optax.clip in place of a norm, or {instead}"

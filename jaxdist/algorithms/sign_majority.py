@@ -37,7 +37,7 @@ def sign_majority(inner: optax.GradientTransformation, *others: Never) -> Algori
       An `Algorithm`. shared: parameters and the state of `inner`. local: nothing.
 
     Raises:
-      ValueError: `inner` is not an optax rule.
+      Refused: `inner` is not an optax rule.
 
     Communication:
       Per step and leaf, of size n, with b = ceil(n / 8 W) + 1: an all-to-all of W b bytes, by which every

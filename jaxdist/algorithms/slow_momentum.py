@@ -9,6 +9,7 @@ import optax
 
 from jaxdist.algorithms.base import Algorithm, check_fraction, check_period, refuse_others
 from jaxdist.algorithms.diloco import diloco
+from jaxdist.errors import Refused
 
 
 def slow_momentum(
@@ -47,7 +48,7 @@ def slow_momentum(
       the state of `inner`.
 
     Raises:
-      ValueError: a period below 1, a momentum outside 0 to 1, a learning rate that is not positive, a
+      Refused: a period below 1, a momentum outside 0 to 1, a learning rate that is not positive, a
         rule that is not optax's.
 
     Communication:
@@ -77,7 +78,7 @@ def slow_momentum(
         ("slow_learning_rate", slow_learning_rate),
     ):
         if not callable(value) and not value > 0:
-            raise ValueError(f"{name}={value!r}: expected a number above zero; write {name}=0.1")
+            raise Refused(f"{name}={value!r}: expected a number above zero; write {name}=0.1")
 
     def init(params):
         return jnp.int32(0), optax.tree.zeros_like(params)

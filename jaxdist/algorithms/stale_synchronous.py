@@ -48,7 +48,7 @@ def stale_synchronous(
       share each), the clock and the staleness. local: the copy.
 
     Raises:
-      ValueError: no clock, a clock of another size, a bound below 0, a rule that is not optax's or,
+      Refused: no clock, a clock of another size, a bound below 0, a rule that is not optax's or,
         on a sharded server, not elementwise.
 
     Communication:

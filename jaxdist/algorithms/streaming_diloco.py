@@ -25,6 +25,7 @@ from jaxdist.algorithms.base import (
 from jaxdist.algorithms.diloco import displacement
 from jaxdist.algorithms.membership import AVERAGED, averaged, remade, residuals
 from jaxdist.compress import Compressor, Feedback
+from jaxdist.errors import Refused
 
 PyTree = Any
 
@@ -75,7 +76,7 @@ def streaming_diloco(
       memory of a compressor stands in both rooms.
 
     Raises:
-      ValueError: a period that F does not divide, a delay of a period or more, a blend outside 0 to 1,
+      Refused: a period that F does not divide, a delay of a period or more, a blend outside 0 to 1,
         fragments without a leaf, labels of another structure, a rule that is not optax's.
 
     Communication:
@@ -110,12 +111,12 @@ def streaming_diloco(
         check_period("fragments", fragments)
     count = fragments if isinstance(fragments, int) else len(set(jax.tree.leaves(fragments)))
     if count == 0 or period % count:
-        raise ValueError(
+        raise Refused(
             f"period={period} is not a multiple of the {count} fragments; write "
             f"period={max(count, round(period / max(count, 1)) * count)}"
         )
     if delay >= period:
-        raise ValueError(
+        raise Refused(
             f"delay={delay} is not below period={period}: a fragment would be sent again before it "
             f"arrives; write delay={period - 1} or less"
         )
@@ -239,14 +240,14 @@ def _groups(params: Params, fragments: int | PyTree) -> list[list[int]]:
     leaves, structure = jax.tree.flatten(params)
     if isinstance(fragments, int):
         if fragments > len(leaves):
-            raise ValueError(
+            raise Refused(
                 f"fragments={fragments} of parameters with {len(leaves)} leaves: a fragment would be "
                 f"empty; write fragments={len(leaves)} or fewer"
             )
         return [list(range(p, len(leaves), fragments)) for p in range(fragments)]
     labels, labelled = jax.tree.flatten(fragments)
     if labelled != structure:
-        raise ValueError(
+        raise Refused(
             f"fragments has the structure {labelled}, the parameters have {structure}; write one label "
             "for each leaf: jax.tree.map(lambda x: label, params)"
         )

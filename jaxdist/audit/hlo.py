@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from jaxdist.errors import Refused
+
 # Bits of one element, by the name that HLO gives to its type.
 BITS = {
     "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16,
@@ -87,7 +89,7 @@ def parse(text: str) -> Program:
       text: optimized HLO of CPU, TPU or GPU.
 
     Raises:
-      ValueError: there is no entry computation in it.
+      Refused: there is no entry computation in it.
 
     Example:
       >>> program = parse('''HloModule m
@@ -110,7 +112,7 @@ def parse(text: str) -> Program:
         elif current is not None and " = " in line:
             current.append(_instruction(line))
     if not entry:
-        raise ValueError("the text has no ENTRY computation; give compiled.as_text()")
+        raise Refused("the text has no ENTRY computation; give compiled.as_text()")
     shapes = {one.name: one.shapes for block in computations.values() for one in block}
     return Program(computations, entry, shapes)
 

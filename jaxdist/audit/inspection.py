@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from jaxdist.audit import hlo
 from jaxdist.audit.flops import flops
 from jaxdist.audit.traffic import Transfer, transfers
+from jaxdist.errors import Refused
 
 
 class Inspection(NamedTuple):
@@ -59,7 +60,7 @@ def inspect(program: Any) -> Inspection:
       An `Inspection`. Print `jd.audit.table(inspection)` to look at it.
 
     Raises:
-      ValueError: it does not fit into the memory of the device; says how much it needs.
+      Refused: it does not fit into the memory of the device; says how much it needs.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxdist as jd
@@ -92,7 +93,7 @@ def _compile(lowered: Any) -> Any:
         said = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in said:
             raise
-        raise ValueError(
+        raise Refused(
             f"the step does not fit into the target's memory: {said[said.index('RESOURCE') :][:300]}; "
             "shard parameters over an fsdp axis, take a smaller batch, or accumulate"
         ) from error

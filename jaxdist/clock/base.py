@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdist.errors import Refused
+
 Seconds = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -158,7 +160,7 @@ def later(now: jax.Array, passed: jax.Array, rest: jax.Array) -> tuple[jax.Array
 def check_workers(example: str, workers: Any) -> None:
     """Refuses what is not a number of workers."""
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ValueError(
+        raise Refused(
             f"jd.clock.{example.split('(')[0]} was given workers={workers!r}, expected a whole number of at "
             f"least 1; write for example jd.clock.{example}"
         )
@@ -173,6 +175,6 @@ def check_seconds(name: str, value: Any, *, write: str) -> None:
     except (TypeError, ValueError):
         wrong = [value]
     if wrong:
-        raise ValueError(
+        raise Refused(
             f"{name} holds {wrong[0]!r}, expected finite numbers above 0; write for example {write}"
         )

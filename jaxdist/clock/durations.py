@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdist.clock.base import Clock, check_seconds, check_workers
+from jaxdist.errors import Refused
 
 
 def constant(workers: int, *, seconds: float = 1.0) -> Clock:
@@ -40,7 +41,7 @@ def speeds(gradients_per_second: Sequence[float]) -> Clock:
     """
     given = np.asarray(gradients_per_second, np.float64)
     if given.ndim != 1 or not given.size:
-        raise ValueError(
+        raise Refused(
             f"speeds has shape {given.shape}, expected one speed for each worker; "
             "write jd.clock.speeds([1.0, 0.5])"
         )
@@ -131,7 +132,7 @@ def periodic_straggler(workers: int, *, seconds: float = 1.0, factor: float, eve
     check_seconds("seconds", seconds, write="seconds=1.0")
     check_seconds("factor", factor, write="factor=10.0")
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"every={every!r} is not a number of gradients; write for example every=8")
+        raise Refused(f"every={every!r} is not a number of gradients; write for example every=8")
 
     def duration(count: jax.Array, start: jax.Array) -> jax.Array:
         slow = count % every == jnp.arange(workers, dtype=jnp.int32) % every

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdist.clock.base import Clock, check_seconds
+from jaxdist.errors import Refused
 
 # A trace becomes a constant of the program.
 TRACE_BYTES = 16 * 2**20
@@ -26,7 +27,7 @@ def recorded(file: str | Path) -> Clock:
         numbers, a `.csv` of T lines without a head, or a `.npy`. At most 16 MiB.
 
     Raises:
-      ValueError: no such file, another kind, too large, not a table, or an entry that is not a
+      Refused: no such file, another kind, too large, not a table, or an entry that is not a
         finite number above 0.
 
     Example:
@@ -41,23 +42,23 @@ def recorded(file: str | Path) -> Clock:
     path = Path(file)
     read = {".json": _json, ".csv": _csv, ".npy": _npy}.get(path.suffix)
     if read is None:
-        raise ValueError(f"{path}: expected a trace in .json, .csv or .npy; rename it")
+        raise Refused(f"{path}: expected a trace in .json, .csv or .npy; rename it")
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; write the path of a trace of seconds [T, W]")
+        raise Refused(f"{path}: no such file; write the path of a trace of seconds [T, W]")
     size = path.stat().st_size
     if size > TRACE_BYTES:
-        raise ValueError(
+        raise Refused(
             f"{path} holds {size} bytes, and a trace at most {TRACE_BYTES}; leave out rows, for "
             "they are repeated"
         )
     try:
         table = read(path)
     except (ValueError, RecursionError, EOFError) as error:
-        raise ValueError(
+        raise Refused(
             f"{path} is not a table of seconds: {error}; write T rows of W numbers"
         ) from error
     if table.dtype.kind not in "iuf" or table.ndim != 2 or not table.size:
-        raise ValueError(
+        raise Refused(
             f"{path} holds {table.dtype} of shape {table.shape}, expected numbers [T, W]; "
             "write T rows of W seconds"
         )
@@ -171,7 +172,7 @@ def _npy(path: Path) -> np.ndarray:
 def _windows(name: str, clock: Clock, trace: Sequence[Window]) -> np.ndarray:
     """Begin and end of every worker's windows in order, [most, 2, W]; what is missing never begins."""
     if not isinstance(clock, Clock):
-        raise ValueError(
+        raise Refused(
             f"{name} was given {clock!r}, expected a clock; write jd.clock.{name}(clock, trace)"
         )
     write = f"jd.clock.{name}(clock, [(0, 10.0, 20.0)])"
@@ -184,7 +185,7 @@ def _windows(name: str, clock: Clock, trace: Sequence[Window]) -> np.ndarray:
         before = 0.0
         for k, (begin, end) in enumerate(sorted(windows)):
             if begin < before:
-                raise ValueError(
+                raise Refused(
                     f"{name}: those of worker {worker} overlap at {begin} seconds; write one from "
                     "the first begin to the last end"
                 )
@@ -200,7 +201,7 @@ def _window(one: Any, workers: int, write: str) -> Window:
             return int(worker), float(begin), float(end)
     except (TypeError, ValueError):
         pass
-    raise ValueError(
+    raise Refused(
         f"{one!r} is not (worker, begin_seconds, end_seconds) with a worker below {workers} and "
         f"0 <= begin < end; write for example {write}"
     )

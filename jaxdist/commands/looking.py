@@ -3,6 +3,7 @@
 import argparse
 
 from jaxdist.commands import printing
+from jaxdist.errors import Refused
 
 
 def compare(options: argparse.Namespace, rest: list[str]) -> None:
@@ -14,7 +15,7 @@ def compare(options: argparse.Namespace, rest: list[str]) -> None:
         run_folder.read_record(folder)  # refuses what is no run
         metrics = run_folder.read_metrics(folder)
         if not metrics:
-            raise ValueError(f"{folder} has no metrics yet; write jaxdist train")
+            raise Refused(f"{folder} has no metrics yet; write jaxdist train")
         runs[str(folder)] = metrics
     if len(runs) < 2:
         printing.refuse(
@@ -163,7 +164,7 @@ def topology(options: argparse.Namespace, rest: list[str]) -> None:
     name = options.name
     if name not in topology.CATALOGUE:
         near = difflib.get_close_matches(name, topology.CATALOGUE, 3) or sorted(topology.CATALOGUE)
-        raise ValueError(f"there is no topology {name!r}; did you mean {', '.join(near)}?")
+        raise Refused(f"there is no topology {name!r}; did you mean {', '.join(near)}?")
     made = topology.CATALOGUE[name](options.size)
     print(made)
     printed = min(made.period, 4) if made.size <= 16 else 0

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from jaxdist import fail_fast, hangup
+from jaxdist.errors import Refused
 
 PACKAGE = Path(__file__).parents[1]
 
 
 def refuse(message: str) -> NoReturn:
     """Refuses what a command line says."""
-    raise ValueError(f"{message}; jaxdist --help shows what there is")
+    raise Refused(f"{message}; jaxdist --help shows what there is")
 
 
 def row(name: str, value: object) -> None:
@@ -40,7 +41,7 @@ def check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{folder}: {error.strerror}; choose another folder") from None
+        raise Refused(f"{folder}: {error.strerror}; choose another folder") from None
 
 
 @contextlib.contextmanager

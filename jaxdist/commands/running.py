@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jaxdist import fail_fast, hangup, rank, store, watchdog
 from jaxdist.commands import printing
+from jaxdist.errors import Refused
 
 
 def train(options: argparse.Namespace, rest: list[str]) -> int:
@@ -140,7 +141,7 @@ def evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     state = trainer.init(made.task.init(jax.random.key(made.seed)))
     found = checkpoint.restore(workdir / "checkpoints", state)
     if found is None:
-        raise ValueError(f"{workdir} holds no checkpoint yet; write jaxdist train")
+        raise Refused(f"{workdir} holds no checkpoint yet; write jaxdist train")
     for line in found.said:
         print(line)
     printing.row("step", f"{found.step} of {made.steps}")

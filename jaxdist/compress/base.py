@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import worker
+from jaxdist.errors import Refused
 
 PyTree = Any
 # How a mean over workers is made of their payloads: `sum` adds up payloads that were drawn with one
@@ -105,7 +106,7 @@ def check_count(example: str, value: Any, *, least: int = 1, most: int | None = 
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):
         bounds = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(
+        raise Refused(
             f"jd.compress.{example.split('(')[0]} needs a whole number {bounds} and was given {value!r}; "
             f"write for example jd.compress.{example}"
         )
@@ -114,7 +115,7 @@ def check_count(example: str, value: Any, *, least: int = 1, most: int | None = 
 def check_ratio(example: str, value: Any) -> None:
     """Refuses what is not a share of the numbers of an array."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ValueError(
+        raise Refused(
             f"jd.compress.{example.split('(')[0]} needs the share of the numbers to keep, above 0 and at "
             f"most 1, and was given {value!r}; write for example jd.compress.{example}"
         )
@@ -126,11 +127,11 @@ def check_compressor(method: str, compressor: Any) -> None:
         return
     inside = getattr(compressor, "compressor", None)
     if isinstance(inside, Compressor):
-        raise ValueError(
+        raise Refused(
             f"{method} has no memory of what it sent and was given {compressor!r}; give it "
             f"jd.compress.{inside!r} itself, or use jd.choco, which remembers by its own rule"
         )
-    raise ValueError(
+    raise Refused(
         f"{method} was given compressor={compressor!r}, which is no compressor; "
         "write for example jd.compress.top_k(0.01)"
     )

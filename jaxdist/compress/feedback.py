@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from jaxdist.compress.base import Compressor, PyTree, check_compressor, check_count, contractive
+from jaxdist.errors import Refused
 
 Schedule = Callable[[Any], Any]
 
@@ -140,7 +141,7 @@ def power_sgd(rank: int, *, start: int = 0, learning_rate: Schedule | None = Non
 
 def _check_schedule(name: str, learning_rate: Any) -> None:
     if learning_rate is not None and not callable(learning_rate):
-        raise ValueError(
+        raise Refused(
             f"jd.compress.{name} needs a schedule, a function of the step, or no learning_rate at all if it "
             f"is constant, and was given {learning_rate!r}; leave it out"
         )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxdist.compress import bits
 from jaxdist.compress.base import Compressor, PyTree, check_count, normalized, wide
+from jaxdist.errors import Refused
 
 
 def cast(dtype: Any) -> Compressor:
@@ -34,7 +35,7 @@ def cast(dtype: Any) -> Compressor:
       ([1.0, 2.0], 4)
     """
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
+        raise Refused(
             f"jd.compress.cast needs a floating-point type and was given {dtype!r}; "
             "write jd.compress.cast(jnp.bfloat16), or jd.compress.int8() for whole numbers"
         )

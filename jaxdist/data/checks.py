@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxdist.errors import Refused
+
 LABELS = ("label", "labels")
 
 
@@ -15,25 +17,25 @@ def check_batch(batch: Mapping[str, np.ndarray], *, classes: int | None = None) 
       classes: labels (the leaf named `label`) are integers from 0 to classes - 1; None: unknown.
 
     Raises:
-      ValueError: values that are not finite, types that JAX would not take as they are, labels out of
+      Refused: values that are not finite, types that JAX would not take as they are, labels out of
         range; names the leaf and the worker.
     """
     for name, leaf in batch.items():
         array = np.asarray(leaf)
         if not array.size:
-            raise ValueError(f"batch[{name!r}] has shape {array.shape}: it is empty")
+            raise Refused(f"batch[{name!r}] has shape {array.shape}: it is empty")
         if array.dtype.kind not in "biuf" and array.dtype.kind != "V":
-            raise ValueError(
+            raise Refused(
                 f"batch[{name!r}] has type {array.dtype}: expected numbers; encode it first"
             )
         if array.dtype == np.float64:
-            raise ValueError(
+            raise Refused(
                 f"batch[{name!r}] is float64, which JAX would cut to float32; "
                 "write .astype(np.float32)"
             )
         if array.dtype.kind in "fV" and not (finite := np.isfinite(array)).all():
             worker = int(np.argwhere(~finite)[0][0])
-            raise ValueError(
+            raise Refused(
                 f"batch[{name!r}] holds {array[~finite][0]} in the rows of worker {worker}: expected "
                 "finite numbers; clean the data, or write np.nan_to_num"
             )
@@ -42,7 +44,7 @@ def check_batch(batch: Mapping[str, np.ndarray], *, classes: int | None = None) 
             if bad.any():
                 worker = int(np.argwhere(bad)[0][0])
                 top = "0 or more" if classes is None else f"0 to {classes - 1}"
-                raise ValueError(
+                raise Refused(
                     f"batch[{name!r}] holds {array[bad][0]} in the rows of worker {worker}: expected "
                     f"{top}; write np.unique(labels, return_inverse=True)[1]"
                 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from jaxdist.data import tfds as prepared_sets
+from jaxdist.errors import Refused
 
 # All other stock builders call TensorFlow, if only to open a file.
 WITHOUT_TENSORFLOW = ("digits", "german_credit_numeric")
@@ -37,7 +38,7 @@ def prepare(
       The folder of the prepared set.
 
     Raises:
-      ValueError: an unknown name; TensorFlow or another package is missing; no network: names the files
+      Refused: an unknown name; TensorFlow or another package is missing; no network: names the files
         and the folder to put them in by hand.
     """
     name = name.removeprefix(prepared_sets.PREFIX)
@@ -57,9 +58,9 @@ def prepare(
     known = sorted({*tfds.list_builders(with_community_datasets=False), *own})
     if stock not in known:
         near = difflib.get_close_matches(stock, known, 3) or ["digits", "mnist"]
-        raise ValueError(f"there is no data set {stock!r}; did you mean {', '.join(near)}?")
+        raise Refused(f"there is no data set {stock!r}; did you mean {', '.join(near)}?")
     if stock not in WITHOUT_TENSORFLOW and importlib.util.find_spec("tensorflow") is None:
-        raise ValueError(
+        raise Refused(
             f"preparing {name} needs TensorFlow, reading it afterwards does not: write "
             f"pip install -c constraints.txt '.[prepare]', then jaxdist data prepare {name} again"
         )
@@ -74,9 +75,9 @@ def prepare(
             download_config=tfds.download.DownloadConfig(manual_dir=manual)
         )
     except ImportError as error:
-        raise ValueError(f"preparing {name} needs a package that is missing: {error}") from None
+        raise Refused(f"preparing {name} needs a package that is missing: {error}") from None
     except (OSError, AssertionError, NonMatchingChecksumError) as error:
-        raise ValueError(f"{name} was not prepared: {error}") from None
+        raise Refused(f"{name} was not prepared: {error}") from None
     return prepared_sets.find(full, data_dir=root)
 
 
@@ -106,7 +107,7 @@ def _reach(name: str, files: dict[str, str], manual: Path) -> None:
     for host in sorted({urlsplit(url).hostname or "" for url in files}):
         if not reachable(host):
             wanted = ", ".join(f"{file} (from {url})" for url, file in sorted(files.items()))
-            raise ValueError(
+            raise Refused(
                 f"{name} can not be downloaded, {host} does not answer: put into {manual} the files "
                 f"{wanted}, and write jaxdist data prepare {name} again"
             )

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from jaxdist.errors import Refused
+
 
 def generator(seed: int, *counters: int) -> np.random.Generator:
     """A generator that is a pure function of the seed and the counters.
@@ -15,5 +17,5 @@ def generator(seed: int, *counters: int) -> np.random.Generator:
       True
     """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed={seed!r}: expected an integer, zero or more; write seed=0")
+        raise Refused(f"seed={seed!r}: expected an integer, zero or more; write seed=0")
     return np.random.default_rng((int(seed), *counters))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxdist.data.randomness import generator
+from jaxdist.errors import Refused
 
 
 def iid(labels_or_n: ArrayLike, workers: int, *, seed: int) -> list[np.ndarray]:
@@ -29,7 +30,7 @@ def iid(labels_or_n: ArrayLike, workers: int, *, seed: int) -> list[np.ndarray]:
     """
     given = np.asarray(labels_or_n)
     if given.ndim == 0 and not np.issubdtype(given.dtype, np.integer):
-        raise ValueError(
+        raise Refused(
             f"labels_or_n={labels_or_n!r}: expected a number of examples or an array with one "
             "entry for each; write len(labels)"
         )
@@ -96,7 +97,7 @@ def dirichlet(
     classes = _check_labels(labels)
     _check_workers(workers, len(classes))
     if not (np.isfinite(concentration) and concentration > 0):
-        raise ValueError(
+        raise Refused(
             f"concentration={concentration!r}: expected a number above zero; write "
             "concentration=0.1 for skewed workers, or split.iid for workers that are alike"
         )
@@ -119,7 +120,7 @@ def dirichlet(
 def _check_labels(labels: ArrayLike) -> np.ndarray:
     array = np.asarray(labels)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
+        raise Refused(
             f"labels have shape {array.shape} and type {array.dtype}: expected integers "
             "[examples]; write labels.argmax(-1) if they are one-hot, or "
             "np.unique(labels, return_inverse=True)[1] if they are names"
@@ -129,9 +130,9 @@ def _check_labels(labels: ArrayLike) -> np.ndarray:
 
 def _check_workers(workers: int, examples: int) -> None:
     if workers < 1:
-        raise ValueError(f"workers={workers}: expected one or more; write workers=1")
+        raise Refused(f"workers={workers}: expected one or more; write workers=1")
     if workers > examples:
-        raise ValueError(
+        raise Refused(
             f"workers={workers} can not share {examples} examples: expected at least one example "
             f"for each worker; write workers={max(examples, 1)} or fewer"
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jaxdist.data.randomness import generator
+from jaxdist.errors import Refused
 
 Batch = dict[str, np.ndarray]
 
@@ -59,9 +60,9 @@ class Stream:
         arrays = {name: np.asarray(array) for name, array in self.examples.items()}
         count = _count(arrays)
         if not self.shards:
-            raise ValueError("shards is empty: expected one for each worker; write split.iid(...)")
+            raise Refused("shards is empty: expected one for each worker; write split.iid(...)")
         if self.batch_size < 1:
-            raise ValueError(
+            raise Refused(
                 f"batch_size={self.batch_size}: expected one or more examples for each worker and "
                 "step; write batch_size=32"
             )
@@ -107,7 +108,7 @@ class Stream:
     ) -> np.ndarray:
         """Which examples the batches consist of: integers [count, workers, batch_size]."""
         if start < 0 or count < 1:
-            raise ValueError(
+            raise Refused(
                 f"start={start} and count={count}: expected a step from zero on and at least one "
                 "batch; write stream.batches(0, 10)"
             )
@@ -156,7 +157,7 @@ def _count(arrays: Mapping[str, np.ndarray]) -> int:
     shapes = {name: array.shape for name, array in arrays.items()}
     lengths = {shape[:1] for shape in shapes.values()}
     if len(lengths) != 1 or () in lengths:
-        raise ValueError(
+        raise Refused(
             f"examples have shapes {shapes}: expected one or more arrays with the same leading "
             'axis; write {"image": images, "label": labels}'
         )
@@ -167,17 +168,17 @@ def _shard(shard: np.ndarray, worker: int, count: int) -> np.ndarray:
     """A worker's indices as an array; refuses what can not be walked."""
     array = np.asarray(shard)
     if array.size == 0:
-        raise ValueError(
+        raise Refused(
             f"the shard of worker {worker} is empty: expected at least one example for every "
             "worker; write a split with fewer workers, or split.iid"
         )
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
+        raise Refused(
             f"the shard of worker {worker} has shape {array.shape} and type {array.dtype}: "
             "expected integers [examples]; write np.flatnonzero(mask) if it is a mask"
         )
     if array.min() < 0 or array.max() >= count:
-        raise ValueError(
+        raise Refused(
             f"the shard of worker {worker} reaches from {array.min()} to {array.max()}: expected "
             f"indices from 0 to {count - 1}; write a split of these examples, "
             f"split.iid({count}, ...)"

@@ -16,6 +16,8 @@ from urllib.parse import quote
 
 import numpy as np
 
+from jaxdist.errors import Refused
+
 PREFIX = "tfds:"
 ARRAYS = "jaxdist_arrays"
 FEATURE = "feature "
@@ -44,7 +46,7 @@ def load(
       Arrays by feature, `[examples, ...]`, read-only. int64 (all labels of TFDS) becomes int32.
 
     Raises:
-      ValueError: the set is not prepared (says how), not as array_record; a split or a feature that
+      Refused: the set is not prepared (says how), not as array_record; a split or a feature that
         it has not, or a split without examples.
     """
     path = find(name, data_dir=data_dir)
@@ -55,7 +57,7 @@ def load(
         _keep(kept, arrays)
     missing = [feature for feature in features or () if feature not in arrays]
     if missing:
-        raise ValueError(
+        raise Refused(
             f"{name} has no feature {missing[0]!r} of numbers in one shape: "
             f"write some of {', '.join(sorted(arrays))}"
         )
@@ -68,7 +70,7 @@ def find(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Path:
     """The folder of a prepared data set, of its newest version if none is named.
 
     Raises:
-      ValueError: it is not prepared, and how to prepare it; or in a format that needs TensorFlow.
+      Refused: it is not prepared, and how to prepare it; or in a format that needs TensorFlow.
     """
     folder, version = _parse(name)
     root = directory(data_dir)
@@ -77,21 +79,21 @@ def find(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Path:
     if not versions:
         configs = [p.name for p in _folders(root / folder) if _versions(p)]
         if configs and not version:
-            raise ValueError(
+            raise Refused(
                 f"{name} is prepared with the configs {', '.join(configs)}: "
                 f"write {PREFIX}{folder}/{configs[0]}"
             )
         where = "" if data_dir is None else f" --data-dir {root}"
         short = name.removeprefix(PREFIX)
         extra = "" if short == "digits" else "pip install -c constraints.txt '.[prepare]' and "
-        raise ValueError(
+        raise Refused(
             f"{name} is not prepared in {root}: write {extra}jaxdist data prepare {short}{where}, or "
             "set TFDS_DATA_DIR to where it is"
         )
     path = versions[-1]
     kind = json.loads((path / INFO).read_text("utf-8")).get("fileFormat", "tfrecord")
     if kind != "array_record":
-        raise ValueError(
+        raise Refused(
             f"{path} is prepared as {kind}, which only TensorFlow reads: move it away and write "
             f"jaxdist data prepare {folder}"
         )
@@ -130,9 +132,9 @@ def _parse(name: str) -> tuple[str, str]:
         or len(parts) > 2
         or not all(p.isidentifier() for p in parts[:1])
     ):
-        raise ValueError(f"{name!r} names no data set: write {PREFIX}mnist or {PREFIX}mnist:3.0.1")
+        raise Refused(f"{name!r} names no data set: write {PREFIX}mnist or {PREFIX}mnist:3.0.1")
     if any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"{name!r} names no config: write {PREFIX}emnist/balanced")
+        raise Refused(f"{name!r} names no config: write {PREFIX}emnist/balanced")
     return folder, version
 
 
@@ -163,7 +165,7 @@ def _decode(path: Path, name: str, split: str) -> dict[str, np.ndarray]:
         said = " ".join(str(error).split())
         if "length" in said:
             said = "it holds no examples"
-        raise ValueError(f"split={split!r} of {name}: {said}; there are: {sizes}") from None
+        raise Refused(f"split={split!r} of {name}: {said}; there are: {sizes}") from None
     arrays = {}
     for feature, value in first.items():
         value = np.asarray(value)

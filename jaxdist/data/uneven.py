@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxdist.errors import Refused
+
 WEIGHT = "weight"
 
 
@@ -38,7 +40,7 @@ def deal(
       unless the batch holds float64.
 
     Raises:
-      ValueError: shares that are not those of the batch, a share above `pad_to`, or a batch that has
+      Refused: shares that are not those of the batch, a share above `pad_to`, or a batch that has
         a "weight" already.
 
     Example:
@@ -50,7 +52,7 @@ def deal(
     """
     sizes = {len(x) for x in jax.tree.leaves(batch) if np.ndim(x)}
     if not isinstance(batch, dict) or len(sizes) != 1 or WEIGHT in batch:
-        raise ValueError(
+        raise Refused(
             f"deal was given a batch with leading axes {sorted(sizes)}"
             f"{' and a weight of its own' if isinstance(batch, dict) and WEIGHT in batch else ''}; expected "
             'a dict of arrays [examples, ...] without a "weight": {"image": images, "label": labels}'
@@ -60,7 +62,7 @@ def deal(
     largest = max(len(own) for own in rows)
     places = largest if pad_to is None else pad_to
     if places < largest or places < 1:
-        raise ValueError(
+        raise Refused(
             f"pad_to={pad_to!r} is too small for a share of {largest} examples; write pad_to={largest}"
         )
     pick = np.zeros((len(rows), places), int)
@@ -79,20 +81,20 @@ def _rows(shares: Any, examples: int) -> list[np.ndarray]:
     if given and whole and all(x.ndim == 0 for x in given):
         counts = [int(x) for x in given]
         if min(counts) < 0 or sum(counts) != examples:
-            raise ValueError(
+            raise Refused(
                 f"the shares {counts} sum to {sum(counts)}, but the batch has {examples} examples; write "
                 f"for example jd.balance(clock, {examples})"
             )
         return np.split(np.arange(examples), np.cumsum(counts)[:-1])
     if not given or not whole or any(x.ndim != 1 for x in given) or not sum(map(len, given)):
-        raise ValueError(
+        raise Refused(
             f"shares={shares!r} are neither numbers of examples nor lists of rows, one for each worker; "
             "write for example [3, 1] or [[0, 1, 2], [3]]"
         )
     rows = [x.astype(int) for x in given]
     everything = np.concatenate(rows)
     if everything.min() < 0 or everything.max() >= examples:
-        raise ValueError(
+        raise Refused(
             f"the shares name the rows {everything.min()} to {everything.max()}, but the batch has only "
             f"0 to {examples - 1}; deal out the batch that the rows were drawn for"
         )

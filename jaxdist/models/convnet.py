@@ -12,6 +12,8 @@ import numpy as np
 from flax import linen as nn
 from flax.typing import Dtype
 
+from jaxdist.errors import Refused
+
 
 class ConvNet(nn.Module):
     """Blocks of 3x3 convolution, GroupNorm, ReLU and pooling; a mean over pixels; a dense layer.
@@ -67,19 +69,19 @@ class ConvNet(nn.Module):
 
     def _check(self, x: jax.Array) -> None:
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
+            raise Refused(
                 f"ConvNet got an input of type {x.dtype}: expected floating point near [0, 1]; "
                 "write images.astype(jnp.float32) / 255"
             )
         factor = 2 ** len(self.features)
         if x.ndim != 4 or x.shape[3] != 1 or x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(
+            raise Refused(
                 f"ConvNet got an input of shape {x.shape}: expected [batch, height, width, 1] with "
                 f"sides divisible by {factor}; write images[..., None] to add the channel, or pad"
             )
         uneven = [channels for channels in self.features if channels % self.groups]
         if uneven:
-            raise ValueError(
+            raise Refused(
                 f"ConvNet has features={self.features} and groups={self.groups}: expected every "
                 f"count of channels divisible by groups, {uneven} is not; write groups=1"
             )

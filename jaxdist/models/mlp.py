@@ -9,6 +9,8 @@ import numpy as np
 from flax import linen as nn
 from flax.typing import Dtype
 
+from jaxdist.errors import Refused
+
 
 class MLP(nn.Module):
     """Dense layers with ReLU between them, over the flattened input.
@@ -40,12 +42,12 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """The logits of a batch of images."""
         if not self.features:
-            raise ValueError(
+            raise Refused(
                 "MLP has features=(): expected at least the number of classes; "
                 "write MLP(features=(64, 10))"
             )
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
+            raise Refused(
                 f"MLP got an input of type {x.dtype}: expected floating point near [0, 1]; "
                 "write images.astype(jnp.float32) / 255"
             )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxdist import worker
 from jaxdist.compress.base import Compressor
 from jaxdist.compress.feedback import Feedback, PowerSGD
+from jaxdist.errors import Refused
 from jaxdist.reduction.base import Memory, PyTree, Reducer, mean, mean_bytes, wide_shape
 from jaxdist.reduction.low_rank import low_rank, rescaled
 from jaxdist.reduction.routes import average, average_bytes, second_residual
@@ -29,7 +30,7 @@ def reducer(how: Compressor | Feedback | PowerSGD | None) -> Reducer:
         return _remembering(how)
     if isinstance(how, PowerSGD):
         return low_rank(how)
-    raise ValueError(
+    raise Refused(
         f"{how!r} does not say how to reduce; write for example jd.compress.top_k(0.01), "
         "jd.compress.error_feedback(jd.compress.sign()) or reducer=jd.compress.power_sgd(4)"
     )

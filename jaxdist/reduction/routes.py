@@ -16,6 +16,7 @@ from jax import lax
 
 from jaxdist import buckets, faults, worker
 from jaxdist.compress.base import Compressor, decode_leaves, encode_leaves
+from jaxdist.errors import Refused
 from jaxdist.reduction.base import PyTree, mean, mean_bytes, wide_shape
 
 # No step and no leaf has this number: keys folded with it are for the second of two compressions.
@@ -51,7 +52,7 @@ def average(
       See `average_bytes`. Payloads of small leaves travel together.
     """
     if faults.current().alive is not None:
-        raise ValueError(
+        raise Refused(
             "a mean of compressed payloads waits for every worker, and can not run under jd.faulty with "
             "workers that are away; leave the compressor out"
         )

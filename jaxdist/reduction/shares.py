@@ -3,6 +3,7 @@
 import jax
 
 from jaxdist import buckets, faults, worker
+from jaxdist.errors import Refused
 from jaxdist.reduction.base import PyTree
 
 
@@ -16,14 +17,14 @@ def scattered_mean(rows: PyTree) -> PyTree:
       Leaves `[n]`, this worker's own. Values below float32 are averaged in float32 and cast back.
 
     Raises:
-      ValueError: workers may be away (`jd.faulty`), and nobody else would have their rows.
+      Refused: workers may be away (`jd.faulty`), and nobody else would have their rows.
 
     Communication:
       Every leaf once, in at least float32, as the operand of a reduce-scatter, small ones together; a
       ring moves (W - 1) / W of that in and out of every worker.
     """
     if faults.current().alive is not None:
-        raise ValueError(
+        raise Refused(
             "a share of the parameters is at one worker only, which jd.faulty may take away; write "
             "jd.all_reduce(rule), or faults that lose messages only: jd.faults.link_loss(0.01, seed=0)"
         )

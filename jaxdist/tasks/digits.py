@@ -32,7 +32,7 @@ def digits(
       A `Task`. Batches are `image`, uint8 [workers, batch_size, 8, 8, 1], and `label`, int32.
 
     Raises:
-      ValueError: an unknown split, no workers, no images in a batch.
+      Refused: an unknown split, no workers, no images in a batch.
 
     Example:
       >>> task = digits(4, split="by_label")

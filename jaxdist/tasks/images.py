@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from jaxdist import data, models
+from jaxdist.errors import Refused
 from jaxdist.tasks.base import Task
 
 Split = Literal["iid", "by_label", "dirichlet"]
@@ -47,7 +48,7 @@ def images(
       A `Task`. Batches are `image`, uint8 [workers, batch_size, ...], and `label`, int32.
 
     Raises:
-      ValueError: an unknown split, no workers, no images in a batch.
+      Refused: an unknown split, no workers, no images in a batch.
     """
     labels = train["label"]
     parts = workers if shares is None else shares
@@ -58,7 +59,7 @@ def images(
     elif split == "dirichlet":
         shards = data.split.dirichlet(labels, parts, concentration=concentration, seed=seed)
     else:
-        raise ValueError(f"split={split!r} is unknown; write one of {', '.join(get_args(Split))}")
+        raise Refused(f"split={split!r} is unknown; write one of {', '.join(get_args(Split))}")
     network: Any = models.MLP() if model is None else model
 
     def init(key):

@@ -36,7 +36,7 @@ def mnist(
       A `Task`. Batches are `image`, uint8 [workers, batch_size, 28, 28, 1], and `label`, int32.
 
     Raises:
-      ValueError: MNIST is not prepared (says how), or what `tasks.digits` refuses.
+      Refused: MNIST is not prepared (says how), or what `tasks.digits` refuses.
     """
     names = ("image", "label")
     return images(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxdist.errors import Refused
 from jaxdist.topology.connectivity import components, describe, strong_components
 from jaxdist.topology.rounds import Permutations, Round, same
 from jaxdist.topology.spectrum import second_modulus
@@ -31,7 +32,7 @@ class Topology:
       rounds: one period, each a `Round`.
 
     Raises:
-      ValueError: rounds of different sizes; neither rows nor columns that sum to one; workers that
+      Refused: rounds of different sizes; neither rows nor columns that sum to one; workers that
         never hear of each other; weights under which the workers never come to agree.
 
     Example:
@@ -160,7 +161,7 @@ def check_count(
       least: the smallest value that makes sense.
 
     Raises:
-      ValueError: anything else; the message carries the example.
+      Refused: anything else; the message carries the example.
     """
     # bool is an int to Python, and ring(True) is a slip.
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
@@ -169,16 +170,16 @@ def check_count(
         wrong = f"at least {least}, and was given {value}"
     else:
         return int(value)
-    raise ValueError(
+    raise Refused(
         f"jd.topology.{example.split('(')[0]} needs {what} that is {wrong}; "
         f"write for example jd.topology.{example}"
     )
 
 
 def check_graph(builder: str, graph: Topology) -> Topology:
-    """The topology if it is one undirected graph, else a ValueError."""
+    """The topology if it is one undirected graph, else a Refused."""
     if not isinstance(graph, Topology) or graph.directed or graph.period != 1:
-        raise ValueError(
+        raise Refused(
             f"{builder} needs an undirected graph that does not vary and was given {graph!r}; "
             "write for example jd.topology.ring(8)"
         )
@@ -188,10 +189,10 @@ def check_graph(builder: str, graph: Topology) -> Topology:
 def check_sizes(name: str, rounds: Sequence[Round]) -> None:
     """Refuses a schedule without rounds, and rounds for different numbers of workers."""
     if not rounds:
-        raise ValueError(f"{name} has no rounds; give at least one matrix, for example np.eye(1)")
+        raise Refused(f"{name} has no rounds; give at least one matrix, for example np.eye(1)")
     for step, one in enumerate(rounds):
         if one.size != rounds[0].size:
-            raise ValueError(
+            raise Refused(
                 f"{name}: round {step} is for {one.size} workers and round 0 for {rounds[0].size}; "
                 "give matrices of one size"
             )
@@ -204,7 +205,7 @@ def check_sums(name: str, rounds: Sequence[Round]) -> None:
         rows, columns = _near_one(one.row_sums), _near_one(one.column_sums)
         if not rows and not columns:
             i, j = _worst(one.row_sums), _worst(one.column_sums)
-            raise ValueError(
+            raise Refused(
                 f"{name}: row {i} of round {step} sums to {one.row_sums[i]:.9g} and column {j} to "
                 f"{one.column_sums[j]:.9g}, where all rows or all columns must sum to 1 (within "
                 f"{TOLERANCE:g}); write matrix / matrix.sum(axis=1, keepdims=True), or axis=0 for "
@@ -213,7 +214,7 @@ def check_sums(name: str, rounds: Sequence[Round]) -> None:
         kinds.append((rows, columns))
     if not any(all(kind[side] for kind in kinds) for side in (0, 1)):
         by_rows, by_columns = kinds.index((True, False)), kinds.index((False, True))
-        raise ValueError(
+        raise Refused(
             f"{name}: in round {by_rows} only the rows sum to 1 and in round {by_columns} only the "
             "columns, and no method can use both; transpose one kind, with matrix.T"
         )
@@ -231,7 +232,7 @@ def check_connected(name: str, rounds: Sequence[Round], *, balanced: bool) -> No
         labels = strong_components(senders, receivers, size=size)
         cure = "add edges so that every worker hears of every other"
     if labels.any():
-        raise ValueError(
+        raise Refused(
             f"{name} falls into {len(np.unique(labels))} groups that never come to agree, over its "
             f"{_count(len(rounds), 'round')}: {describe(labels)}; {cure}, "
             f"or write jd.topology.ring({size})"
@@ -244,7 +245,7 @@ def check_converges(name: str, rounds: Sequence[Round]) -> None:
     if 1 - second ** (1 / len(rounds)) > LEAST_GAP:
         return
     size, period = rounds[0].size, len(rounds)
-    raise ValueError(
+    raise Refused(
         f"{name} never converges: the second largest eigenvalue over its {_count(period, 'round')} "
         f"has modulus {second:.9f}, and it must be below 1; add a self weight, with "
         f"0.5 * np.eye({size}) + 0.5 * matrix"

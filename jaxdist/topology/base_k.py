@@ -43,7 +43,7 @@ def base_k(n: int, k: int) -> Topology:
       An undirected, doubly stochastic `Topology`; every round's matrix is symmetric.
 
     Raises:
-      ValueError: n or k is not a whole number ≥ 1.
+      Refused: n or k is not a whole number ≥ 1.
 
     Example:
       >>> import jaxdist as jd

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxdist.errors import Refused
 from jaxdist.topology.base import Topology
 from jaxdist.topology.rounds import Round, metropolis, round_of
 
@@ -32,7 +33,7 @@ def from_matrix(matrix: ArrayLike | Sequence[ArrayLike], *, name: str = "from_ma
       A `Topology`; 0 in the matrix means that nothing is sent.
 
     Raises:
-      ValueError: not square; a negative, infinite or missing entry; matrices of different sizes;
+      Refused: not square; a negative, infinite or missing entry; matrices of different sizes;
         neither rows nor columns that sum to one; workers that never hear of each other; weights
         under which the workers never come to agree.
 
@@ -42,7 +43,7 @@ def from_matrix(matrix: ArrayLike | Sequence[ArrayLike], *, name: str = "from_ma
       cycle: 3 workers, degree 1, period 1, directed
       >>> jd.topology.from_matrix([[1, 0.5], [0, 0.5]])
       Traceback (most recent call last):
-      ValueError: from_matrix falls into 2 groups that never come to agree, ...
+      jaxdist.Refused: from_matrix falls into 2 groups that never come to agree, ...
     """
     return Topology(
         name, tuple(_round(name, step, dense) for step, dense in enumerate(_matrices(name, matrix)))
@@ -71,7 +72,7 @@ def from_networkx(graph: Any, *, name: str = "from_networkx") -> Topology:
       A `Topology`.
 
     Raises:
-      ValueError: not a networkx graph, no nodes, or workers that never hear of each other.
+      Refused: not a networkx graph, no nodes, or workers that never hear of each other.
 
     Example:
       >>> import jaxdist as jd
@@ -82,14 +83,14 @@ def from_networkx(graph: Any, *, name: str = "from_networkx") -> Topology:
       'column'
     """
     if not all(hasattr(graph, method) for method in ("nodes", "edges", "is_directed")):
-        raise ValueError(
+        raise Refused(
             f"jd.topology.from_networkx needs a networkx graph and was given {graph!r}; write for "
             "example jd.topology.from_networkx(networkx.petersen_graph())"
         )
     nodes = list(graph.nodes)
     n = len(nodes)
     if not n:
-        raise ValueError(
+        raise Refused(
             f"{name} has no nodes, and there must be at least one worker; add them, with "
             "graph.add_nodes_from(range(8))"
         )
@@ -114,7 +115,7 @@ def _matrices(name: str, matrix: ArrayLike | Sequence[ArrayLike]) -> list[np.nda
         else:
             rounds = [np.array(matrix, np.float64)]
     except (IndexError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise Refused(
             f"{name} needs a square matrix of numbers, row = receiver, not {matrix!r:.60}; "
             "write for example [[0.5, 0.5], [0.5, 0.5]]"
         ) from error
@@ -122,7 +123,7 @@ def _matrices(name: str, matrix: ArrayLike | Sequence[ArrayLike]) -> list[np.nda
         rounds = list(rounds[0])
     for step, dense in enumerate(rounds):
         if dense.ndim != 2 or dense.shape[0] != dense.shape[1] or not dense.size:
-            raise ValueError(
+            raise Refused(
                 f"{name}: round {step} has the shape {dense.shape}, where a square matrix [n, n] "
                 "is needed, row = receiver; write for example [[0.5, 0.5], [0.5, 0.5]]"
             )
@@ -139,7 +140,7 @@ def _round(name: str, step: int, dense: np.ndarray) -> Round:
             if np.isfinite(value)
             else "0 where nothing is sent"
         )
-        raise ValueError(
+        raise Refused(
             f"{name}: entry [{i}, {j}] of round {step} is {value:g}, where a weight ≥ 0 is needed; "
             f"write {cure}"
         )

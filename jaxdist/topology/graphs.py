@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxdist.errors import Refused
 from jaxdist.topology.base import Topology, check_count, check_graph
 from jaxdist.topology.lattices import ring
 from jaxdist.topology.rounds import metropolis, shifts
@@ -33,7 +34,7 @@ def tree(n: int, *, branching: int = 2) -> Topology:
       An undirected, doubly stochastic `Topology`; a tree, as RelaySGD needs.
 
     Raises:
-      ValueError: n or branching is not a whole number ≥ 1.
+      Refused: n or branching is not a whole number ≥ 1.
 
     Example:
       >>> import jaxdist as jd
@@ -67,7 +68,7 @@ def hypercube(n: int) -> Topology:
       An undirected, doubly stochastic `Topology`.
 
     Raises:
-      ValueError: n is not a power of two; the message has the nearest ones.
+      Refused: n is not a power of two; the message has the nearest ones.
 
     Example:
       >>> import jaxdist as jd
@@ -100,7 +101,7 @@ def star(n: int) -> Topology:
       An undirected, doubly stochastic `Topology`; a tree, as RelaySGD needs.
 
     Raises:
-      ValueError: n is not a whole number ≥ 1.
+      Refused: n is not a whole number ≥ 1.
 
     Example:
       >>> import jaxdist as jd
@@ -128,7 +129,7 @@ def complete(n: int) -> Topology:
       An undirected, doubly stochastic `Topology`.
 
     Raises:
-      ValueError: n is not a whole number ≥ 1.
+      Refused: n is not a whole number ≥ 1.
 
     Example:
       >>> import jaxdist as jd
@@ -154,7 +155,7 @@ def exponential(n: int) -> Topology:
       A directed, doubly stochastic `Topology`.
 
     Raises:
-      ValueError: n is not a whole number ≥ 1.
+      Refused: n is not a whole number ≥ 1.
 
     Example:
       >>> import jaxdist as jd
@@ -202,7 +203,7 @@ def hierarchical(
       An undirected, doubly stochastic `Topology` of groups · group_size workers.
 
     Raises:
-      ValueError: a number that is not whole or out of range; a directed or varying `between`.
+      Refused: a number that is not whole or out of range; a directed or varying `between`.
 
     Example:
       >>> import jaxdist as jd
@@ -216,7 +217,7 @@ def hierarchical(
     group_size = check_count(example, group_size, what="a group size")
     links = check_count("hierarchical(2, 4, links=1)", links, what="a number of links")
     if links > group_size:
-        raise ValueError(
+        raise Refused(
             f"jd.topology.hierarchical has {group_size} workers in a group and was asked to link "
             f"{links} of them; write links={group_size}"
         )
@@ -236,11 +237,11 @@ def hops_below(n: int) -> list[int]:
 
 
 def check_power_of_two(builder: str, n: int, *, instead: str) -> int:
-    """The number of workers if it is a power of two, else a ValueError with the nearest ones."""
+    """The number of workers if it is a power of two, else a Refused with the nearest ones."""
     n = check_count(f"{builder}(8)", n)
     if n & (n - 1):
         below = 1 << (n.bit_length() - 1)
-        raise ValueError(
+        raise Refused(
             f"jd.topology.{builder} needs a power of two and was given {n}; write "
             f"jd.topology.{builder}({below}) or jd.topology.{builder}({2 * below}), or "
             f"jd.topology.{instead}({n}), which takes any number"

@@ -26,7 +26,7 @@ def ring(n: int) -> Topology:
       An undirected, doubly stochastic `Topology`.
 
     Raises:
-      ValueError: n is not a whole number ≥ 1.
+      Refused: n is not a whole number ≥ 1.
 
     Example:
       >>> import jaxdist as jd
@@ -58,7 +58,7 @@ def path(n: int) -> Topology:
       An undirected, doubly stochastic `Topology`; a tree, as RelaySGD needs.
 
     Raises:
-      ValueError: n is not a whole number ≥ 1.
+      Refused: n is not a whole number ≥ 1.
 
     Example:
       >>> import jaxdist as jd
@@ -84,7 +84,7 @@ def chain(n: int) -> Topology:
       An undirected, doubly stochastic `Topology`.
 
     Raises:
-      ValueError: n is not a whole number ≥ 1.
+      Refused: n is not a whole number ≥ 1.
 
     Example:
       >>> import jaxdist as jd
@@ -121,7 +121,7 @@ def grid(rows: int, columns: int) -> Topology:
       An undirected, doubly stochastic `Topology` of rows · columns workers.
 
     Raises:
-      ValueError: a side is not a whole number ≥ 1.
+      Refused: a side is not a whole number ≥ 1.
 
     Example:
       >>> import jaxdist as jd
@@ -159,7 +159,7 @@ def torus(rows: int, columns: int) -> Topology:
       An undirected, doubly stochastic `Topology` of rows · columns workers.
 
     Raises:
-      ValueError: a side is not a whole number ≥ 1.
+      Refused: a side is not a whole number ≥ 1.
 
     Example:
       >>> import jaxdist as jd

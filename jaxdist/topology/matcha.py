@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from jaxdist.errors import Refused
 from jaxdist.topology.base import Topology, check_count, check_graph
 from jaxdist.topology.connectivity import components
 from jaxdist.topology.rounds import metropolis
@@ -55,7 +56,7 @@ def matcha(graph: Topology, budget: float, seed: int = 0, *, rounds: int = 16) -
       decompositions, so it is meant for hundreds of workers, not thousands.
 
     Raises:
-      ValueError: a directed or varying graph, a budget out of range, or too little budget for
+      Refused: a directed or varying graph, a budget out of range, or too little budget for
         so few
         rounds, which left workers unconnected in all of 1000 draws.
 
@@ -73,7 +74,7 @@ def matcha(graph: Topology, budget: float, seed: int = 0, *, rounds: int = 16) -
     seed = check_count(example, seed, what="a seed", least=0)
     rounds = check_count(example[:-1] + ", rounds=16)", rounds, what="a number of rounds")
     if isinstance(budget, bool) or not 0 < budget <= 1:
-        raise ValueError(
+        raise Refused(
             f"jd.topology.matcha needs a budget above 0 and at most 1 and was given {budget!r}; "
             f"write jd.topology.{example}"
         )
@@ -91,7 +92,7 @@ def matcha(graph: Topology, budget: float, seed: int = 0, *, rounds: int = 16) -
             return Topology(
                 name, tuple(metropolis(p[:, 0], p[:, 1], size=graph.size) for p in drawn)
             )
-    raise ValueError(
+    raise Refused(
         f"{name} leaves workers unconnected in rounds={rounds}, in all of {MOST_DRAWS} draws; "
         f"write rounds={max(16, 4 * rounds)}, or a budget of {min(1.0, 2 * budget):g}"
     )

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from jaxdist.errors import Refused
 from jaxdist.topology.base import Topology, check_count
 from jaxdist.topology.connectivity import components
 from jaxdist.topology.rounds import metropolis
@@ -37,7 +38,7 @@ def random_regular(n: int, degree: int, *, seed: int) -> Topology:
       An undirected, doubly stochastic `Topology`.
 
     Raises:
-      ValueError: a degree of n or more, n · degree odd, or too few neighbors to connect n workers.
+      Refused: a degree of n or more, n · degree odd, or too few neighbors to connect n workers.
 
     Example:
       >>> import jaxdist as jd
@@ -55,18 +56,18 @@ def random_regular(n: int, degree: int, *, seed: int) -> Topology:
     seed = check_count(example, seed, what="a seed", least=0)
     call = "jd.topology.random_regular"
     if degree >= n:
-        raise ValueError(
+        raise Refused(
             f"{call}: {n} workers have at most {n - 1} neighbors each, not {degree}; write "
             f"{call}({n}, {n - 1}, seed={seed}) or {call}({degree + 1}, {degree}, seed={seed})"
         )
     if n * degree % 2:
-        raise ValueError(
+        raise Refused(
             f"{call}: {n} workers with {degree} neighbors each would need half an edge; write "
             f"{call}({n}, {degree - 1 if degree > 2 else degree + 1}, seed={seed}) or "
             f"{call}({n + 1}, {degree}, seed={seed})"
         )
     if degree < min(2, n - 1):
-        raise ValueError(
+        raise Refused(
             f"{call}: {degree} neighbors each can not connect {n} workers; write "
             f"{call}({n}, {min(3 + n % 2, n - 1)}, seed={seed})"
         )
@@ -98,7 +99,7 @@ def erdos_renyi(n: int, probability: float, *, seed: int) -> Topology:
       An undirected, doubly stochastic `Topology`.
 
     Raises:
-      ValueError: a probability outside 0 .. 1, or so small that 200 draws were all disconnected.
+      Refused: a probability outside 0 .. 1, or so small that 200 draws were all disconnected.
 
     Example:
       >>> import jaxdist as jd
@@ -113,7 +114,7 @@ def erdos_renyi(n: int, probability: float, *, seed: int) -> Topology:
     seed = check_count(example, seed, what="a seed", least=0)
     call = "jd.topology.erdos_renyi"
     if isinstance(probability, bool) or not 0 <= probability <= 1:
-        raise ValueError(
+        raise Refused(
             f"{call} needs a probability in 0 .. 1 and was given {probability!r}; write "
             f"{call}({n}, {_enough(n)}, seed={seed})"
         )
@@ -129,7 +130,7 @@ def erdos_renyi(n: int, probability: float, *, seed: int) -> Topology:
         if not components(a, b, size=n).any():
             name = f"erdos_renyi({n}, {float(probability):g}, seed={seed})"
             return Topology(name, (metropolis(a, b, size=n),))
-    raise ValueError(
+    raise Refused(
         f"{call}({n}, {probability:g}) was drawn {MOST_DRAWS} times and was never connected; write "
         f"{call}({n}, {_enough(n)}, seed={seed})"
     )

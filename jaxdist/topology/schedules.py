@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jaxdist.errors import Refused
 from jaxdist.topology.base import Topology, check_count
 from jaxdist.topology.connectivity import components
 from jaxdist.topology.graphs import check_power_of_two, hops_below
@@ -28,7 +29,7 @@ def one_peer_exponential(n: int) -> Topology:
       A directed, doubly stochastic `Topology` of ⌈log₂ n⌉ rounds, each one cyclic shift.
 
     Raises:
-      ValueError: n is not a whole number ≥ 1.
+      Refused: n is not a whole number ≥ 1.
 
     Example:
       >>> import jaxdist as jd
@@ -66,7 +67,7 @@ def one_peer_hypercube(n: int) -> Topology:
       An undirected, doubly stochastic `Topology` of log₂ n rounds.
 
     Raises:
-      ValueError: n is not a power of two; the message has the nearest ones.
+      Refused: n is not a power of two; the message has the nearest ones.
 
     Example:
       >>> import jaxdist as jd
@@ -103,7 +104,7 @@ def random_matching(n: int, rounds: int, *, seed: int) -> Topology:
       An undirected, doubly stochastic `Topology`.
 
     Raises:
-      ValueError: one round for more than two workers, which can not connect them.
+      Refused: one round for more than two workers, which can not connect them.
 
     Example:
       >>> import jaxdist as jd
@@ -118,7 +119,7 @@ def random_matching(n: int, rounds: int, *, seed: int) -> Topology:
     rounds = check_count(example, rounds, what="a number of rounds")
     seed = check_count(example, seed, what="a seed", least=0)
     if rounds == 1 and n > 2:
-        raise ValueError(
+        raise Refused(
             f"jd.topology.random_matching can not connect {n} workers in rounds=1, where everyone "
             f"meets one other; write jd.topology.random_matching({n}, 8, seed={seed})"
         )
