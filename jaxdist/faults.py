@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdist import keys
 from jaxdist.errors import Refused
 
 
@@ -134,7 +135,7 @@ def current() -> Masks:
 
 
 def _key(seed: int, step: jax.Array) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(seed), step)
+    return jax.random.fold_in(keys.key(seed), step)
 
 
 def _check(name: str, probability: float) -> None:

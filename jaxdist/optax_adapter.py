@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdist import keys
 from jaxdist.algorithms.base import Algorithm, Params, State
 from jaxdist.errors import Refused
 
@@ -55,7 +56,7 @@ def as_optax(algorithm: Algorithm, *, seed: int = 0) -> optax.GradientTransforma
     ) -> tuple[Any, Any]:
         if params is None:
             raise Refused("as_optax needs the parameters; write rule.update(grads, state, params)")
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(keys.key(seed), state.step)
         new: State = algorithm.update(updates, state, key=key, value=value, objective=value_fn)
         return jax.tree.map(jnp.subtract, algorithm.gradient_at(new), params), new
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import worker
+from jaxdist import keys, worker
 from jaxdist.errors import Refused
 from jaxdist.waiting import Waits
 
@@ -149,16 +149,29 @@ def local_init(inner: optax.GradientTransformation, params: Params) -> PyTree:
 
     Random keys in it (added noise, differential privacy) are folded with the worker's index: without
     that every worker would draw the same noise.
+
+    Raises:
+      Refused: a key of a generator whose draws depend on how workers are laid on devices.
     """
 
     def own(x: Any) -> Any:
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            keys = worker.vary(x)
-            flat = jax.vmap(lambda key: jax.random.fold_in(key, worker.index()))(keys.ravel())
-            return flat.reshape(keys.shape)
+            check_key("the inner rule", x)
+            drawn = worker.vary(x)
+            flat = jax.vmap(lambda key: jax.random.fold_in(key, worker.index()))(drawn.ravel())
+            return flat.reshape(drawn.shape)
         return worker.vary(x)
 
     return jax.tree.map(own, inner.init(params))
+
+
+def check_key(name: str, key: jax.Array) -> None:
+    """Refuses a random key whose draws depend on how workers are laid on devices."""
+    if keys.follows_layout(key):
+        raise Refused(
+            f"{name} holds a random key of {jax.random.key_impl(key)!r}, which draws other numbers on other "
+            f"devices; give it jax.random.key(seed, impl={keys.IMPL!r})"
+        )
 
 
 def updates(

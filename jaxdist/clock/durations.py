@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdist import keys
 from jaxdist.clock.base import Clock, check_seconds, check_workers
 from jaxdist.errors import Refused
 
@@ -149,7 +150,7 @@ def _fixed(name: str, seconds: np.ndarray) -> Clock:
 
 def _draw(sample: Callable[..., jax.Array], seed: int, count: jax.Array, dtype: Any) -> jax.Array:
     """One sample for each worker, a pure function of (seed, worker, count)."""
-    key = jax.random.key(seed)
+    key = keys.key(seed)
 
     def one(worker: jax.Array, count: jax.Array) -> jax.Array:
         return sample(jax.random.fold_in(jax.random.fold_in(key, worker), count), dtype=dtype)

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdist import worker
+from jaxdist import keys, worker
 from jaxdist.errors import Refused
 
 PyTree = Any
@@ -61,7 +61,7 @@ class Compressor(NamedTuple):
         >>> compress.sign().bytes(jax.ShapeDtypeStruct((100,), jnp.float32))  # 100 bits and a scale
         17
         """
-        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.eval_shape(lambda: keys.key(0))
         return sum(size_bytes(jax.eval_shape(self.encode, key, x)) for x in jax.tree.leaves(like))
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdist import worker
+from jaxdist import keys, worker
 from jaxdist.compress.feedback import PowerSGD
 from jaxdist.reduction.base import Memory, PyTree, Reducer, mean, mean_bytes, wide_shape
 
@@ -31,7 +31,7 @@ def low_rank(how: PowerSGD) -> Reducer:
 
     def init(tree: PyTree) -> Memory:
         matrices = [(*(shape(x) or ()), wide_shape(x).dtype) for x in split(tree)[0]]
-        key = jax.random.key(0)
+        key = keys.key(0)
         warm = [
             jax.random.normal(jax.random.fold_in(key, i), (m, how.rank), dtype)
             for i, (_, m, dtype) in enumerate(matrices)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxdist import buckets, faults, worker
+from jaxdist import buckets, faults, keys, worker
 from jaxdist.compress.base import Compressor, decode_leaves, encode_leaves
 from jaxdist.errors import Refused
 from jaxdist.reduction.base import PyTree, mean, mean_bytes, wide_shape
@@ -67,7 +67,7 @@ def average(
 def average_bytes(tree: PyTree, compressor: Compressor) -> int:
     """What `average` makes one worker hand to the network: the operands of its collectives."""
     if compressor.route == "sum":  # summed in at least float32; the seed is known to all
-        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.eval_shape(lambda: keys.key(0))
         payloads = jax.eval_shape(partial(encode_leaves, compressor), key, tree)
         return mean_bytes([x for x in jax.tree.leaves(payloads) if _floating(x)])
     if compressor.route == "gather":
