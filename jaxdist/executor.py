@@ -15,12 +15,15 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdist import lanes, layout, reduction, verify, worker
+from jaxdist import batch_axes as axes_of_batch
+from jaxdist import keys, lanes, layout, reduction, rooms, verify, worker
 from jaxdist.algorithms.base import Algorithm, Params, State
 from jaxdist.clock import Clock
 from jaxdist.elapsed import timed
-from jaxdist.gradient import Loss, gradient, objective_of
+from jaxdist.gradient import Loss, delivered, local_loss
+from jaxdist.isolated import isolated
 from jaxdist.network import Network
+from jaxdist.put_batch import examples_sharding, put_batch, put_whole
 
 PyTree = Any
 
@@ -56,6 +59,26 @@ class Said(NamedTuple):
     finite: Any
 
 
+class SpreadStep(NamedTuple):
+    """A jitted step of workers that have several devices each: the state comes back where it was.
+
+    Attributes:
+      jitted: `jitted(where, state, batch)`, the shardings of the state's leaves being static.
+      layout: state -> these shardings.
+    """
+
+    jitted: Any
+    layout: Callable[[State], tuple[NamedSharding, ...]]
+
+    def __call__(self, state: State, batch: PyTree) -> Any:
+        """Runs the step, compiled for where the state lies."""
+        return self.jitted(self.layout(state), state, batch)
+
+    def lower(self, state: State, batch: PyTree) -> Any:
+        """Lowers it."""
+        return self.jitted.lower(self.layout(state), state, batch)
+
+
 class Trainer(NamedTuple):
     """An algorithm, a loss and a mesh, ready to run.
 
@@ -74,10 +97,10 @@ class Trainer(NamedTuple):
       readout: `readout(state)` -> the parameters to evaluate and deploy.
       evaluate: `evaluate(state, metric, batch)` -> `Evaluation`, `metric(params, batch)` being any
         function to arrays and `batch` the same for everybody, with no worker axis.
-      compiled: the bare jitted step, for lowering and timing: `compiled(state, batch)`.
+      compiled: the bare jitted step, for lowering and timing: `compiled(state, batch)`. It checks nothing.
       lower: `lower(params, batch)` -> the step lowered for the mesh, from shapes alone: arrays or
-        `jax.ShapeDtypeStruct`, the batch's leaves `[workers, ...]`. The mesh may be of devices that
-        are not there (`jaxdist.targets`).
+        `jax.ShapeDtypeStruct`, the batch's leaves `[workers, ...]`. The parameters lie where `init` would
+        put them. The mesh may be of devices that are not there (`jaxdist.targets`).
       place: `place(batch)` puts a batch on the devices, as `step` does by itself.
       workers: how many workers.
       mesh: the devices they run on.
@@ -107,6 +130,7 @@ def execute(
     seed: int = 0,
     accumulate: int = 1,
     compute_dtype: Any = None,
+    batch_axes: Any = 0,
     reproducible: bool = False,
     finite: bool = False,
     metrics: Literal["mean", "workers"] = "mean",
@@ -121,17 +145,22 @@ def execute(
     Args:
       algorithm: how the workers agree, for example `jd.gossip(optax.sgd(0.1), jd.topology.ring(8))`.
       loss_fn: `loss_fn(params, batch, key) -> (loss, aux)` of *one* worker on its own batch: a scalar
-        and a dict of arrays to be averaged over workers and reported. It may not communicate. A
-        model with mutable statistics returns them in aux, finds their mean in the metrics of the
-        step, and gets them back as one more leaf of the next batch.
+        and a dict of arrays to be averaged over workers and reported. It may not communicate: it is
+        traced by itself, as under `jax.jit`, and never sees the axis of the workers. A model with mutable
+        statistics returns them in aux, finds their mean in the metrics of the step, and gets them back as
+        one more leaf of the next batch, of which `batch_axes` says that it holds no examples.
       workers: how many workers, W.
       mesh: the devices. Its axis named "worker" must divide W; further axes (for example "fsdp") spread
         one worker over several devices. None: as many of all devices as divide W.
-      seed: of the keys; step t has `fold_in(key(seed), t)`, worker i's loss that folded with i.
-      accumulate: split each worker's batch into so many parts, one after the other, and average:
-        the memory of a part, the gradient of the whole.
-      compute_dtype: cast floating parameters and batches to this dtype inside the loss
+      seed: of the keys; step t has `fold_in(key(seed), t)`, worker i's loss that folded with i. They are of
+        threefry whatever `jax_default_prng_impl` says: what "rbg" draws depends on the layout.
+      accumulate: split each worker's examples into so many parts, one after the other, and average loss,
+        aux and gradient, in float32 at least: the memory of a part, the gradient of the whole.
+      compute_dtype: cast floating parameters and examples to this dtype inside the loss
         (`jnp.bfloat16`); the state stays as it is.
+      batch_axes: which leaves of a batch hold examples, a pytree prefix of it as `in_axes` of `jax.vmap`: 0,
+        or None for leaves that hold none (class weights, running statistics), which `accumulate` does not
+        split and `compute_dtype` does not cast. Names that a dict leaves out hold examples.
       reproducible: fix the order of every sum over workers, so that it does not depend on how they
         are laid on devices and processes. Costs a gather in place of each reduction.
       finite: report in `metrics["finite"]`, bool `[workers, 1 + leaves]`, whether each worker's loss
@@ -159,8 +188,9 @@ def execute(
     Raises:
       Refused: anything that can be known to be wrong before compiling, here or at the first call
         that shows it: a mesh the workers do not fit, a topology of another size, a batch whose
-        leading axis is not W, a loss that is not a scalar or communicates, a per-worker value in
-        the shared room.
+        leading axis is not W, a loss that is not a scalar or communicates, an algorithm that names a
+        collective of JAX, a per-worker value in the shared room, complex parameters, a state that was
+        stepped before.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, optax, jaxdist as jd
@@ -185,7 +215,6 @@ def execute(
     spread = bool(layout.model_axes(mesh))
     given = cast(layout.Rule, sharding) if callable(sharding) else None
     rule = given or layout.default_rule(mesh)
-    said: dict[tuple[str, tuple[int, ...]], Any] = {}
     over_workers = partial(
         lanes.over_workers,
         workers=workers,
@@ -194,6 +223,8 @@ def execute(
         bucket_bytes=layout.default_bucket_bytes(mesh) if bucket_bytes is None else bucket_bytes,
     )
     axes = lanes.ROOMS
+    examples = partial(axes_of_batch.examples, batch_axes)
+    local = local_loss(loss_fn, parts=accumulate, dtype=compute_dtype, examples=examples)
 
     def initial(params: Params) -> State:
         state = algorithm.init(params)
@@ -203,19 +234,20 @@ def execute(
         state: State, batch: PyTree, branch: int | None = None
     ) -> tuple[State, tuple[Said, dict[str, Any]]]:
         kind = {} if branch is None else {"branch": branch}
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(keys.key(seed), state.step)
         loss_key = jax.random.fold_in(key, worker.index())
         # Gradients at a value that all workers share would silently be summed over them.
         point = worker.vary(algorithm.gradient_at(state))
-        loss = objective_of(loss_fn, batch, loss_key, parts=accumulate, dtype=compute_dtype)
         active = None if algorithm.active is None else worker.vary(algorithm.active(state))
-        value, aux, grads = gradient(loss, point, active=active, alone=alone)
+        (value, aux), grads = delivered(
+            lambda point: local.gradient(point, batch, loss_key), point, active=active, alone=alone
+        )
         new = algorithm.update(
             grads,
             state,
             key=jax.random.fold_in(key, UPDATE),
             value=value,
-            objective=lambda params: loss(params)[0],
+            objective=lambda params: local.value(params, batch, loss_key),
             **kind,
         )
         flags = _finite(value, grads) if finite else ()
@@ -231,16 +263,22 @@ def execute(
         steps = [partial(advance, branch=kind) for kind in range(kinds)]
         return lax.switch(which(state.step), steps, state, batch)
 
-    def settled(state: State) -> State:
+    def settled(state: State, where: tuple[NamedSharding, ...]) -> State:
         """Pins every leaf to its place, where automatic axes would leave it to the compiler."""
-        if not spread:
+        if not where:
             return state
-        placed = partial(layout.shardings, mesh=mesh, said=said, rule=rule)
-        return State(
-            state.step,
-            lax.with_sharding_constraint(state.shared, placed(state.shared, local=False)),
-            lax.with_sharding_constraint(state.local, placed(state.local, local=True)),
-        )
+        leaves, structure = jax.tree.flatten(state)
+        return jax.tree.unflatten(structure, map(lax.with_sharding_constraint, leaves, where))
+
+    def places(state: State, annotated: layout.Annotations) -> State:
+        """A sharding for each leaf of a state, or of its shapes."""
+        of_room = partial(layout.shardings, mesh=mesh, annotated=annotated, rule=rule)
+        rooms = of_room(state.shared, local=False), of_room(state.local, local=True)
+        return State._make((NamedSharding(mesh, PartitionSpec()), *rooms))
+
+    def lies(state: State) -> tuple[NamedSharding, ...]:
+        """Where a state lies; leaves that lie nowhere in this mesh go where the rule puts them."""
+        return layout.lies(state, places(state, ()), mesh)
 
     def told(said: Said, report: dict[str, Any], *, leading: int = 0) -> dict[str, Any]:
         flags = {"finite": said.finite} if finite else {}
@@ -252,61 +290,83 @@ def execute(
         return {**over_workers(_mean_of_active, (0, 0), None)(*each), **report, **flags}
 
     def whole(advance: Callable[[State, PyTree], Any], *, leading: int = 0) -> Any:
-        def stepped(state: State, batch: PyTree) -> tuple[State, dict[str, Any]]:
+        def stepped(where: Any, state: State, batch: PyTree) -> tuple[State, dict[str, Any]]:
             state, (said, report) = advance(state, batch)
-            return settled(state), told(said, report, leading=leading)
+            return settled(state, where), told(said, report, leading=leading)
 
-        return jax.jit(stepped, donate_argnums=0)
+        if not spread:
+            return jax.jit(partial(stepped, ()), donate_argnums=0)
+        return SpreadStep(jax.jit(stepped, static_argnums=0, donate_argnums=1), lies)
 
     one_step = over_workers(branched, (axes, 0), (axes, (0, None)))
     many_steps = over_workers(branched, (axes, 0), (axes, (0, None)), scan=True)
     compiled, compiled_steps = whole(one_step), whole(many_steps, leading=1)
-    start = jax.jit(lambda params: settled(over_workers(initial, (None,), axes)(params)))
+    begin = over_workers(initial, (None,), axes)
+    start = jax.jit(lambda where, params: settled(begin(params), where), static_argnums=0)
     points = over_workers(lambda state: worker.vary(algorithm.gradient_at(state)), (axes,), 0)
-    points_of = jax.jit(points)
-    readout = jax.jit(over_workers(algorithm.readout, (axes,), None))
+    points_of = verify.of_living(jax.jit(points))
+    readout = verify.of_living(jax.jit(over_workers(algorithm.readout, (axes,), None)))
     under_way: collections.deque[Any] = collections.deque()
     bounded = mesh.devices.flat[0].platform == "cpu" and mesh.size > 1
 
+    def check_params(params: Params, shapes: Params) -> layout.Annotations:
+        """Traces the algorithm for these parameters; returns what is said of where they lie."""
+        rooms.check_rooms(algorithm, shapes, workers=workers, mesh=mesh, over_workers=over_workers)
+        return layout.annotations(params, None if given else sharding)
+
     def init(params: Params) -> State:
         params = verify.as_params(params)
-        if given is None:
-            said.update(layout.annotations(params, sharding))
-        verify.check_rooms(algorithm, params, workers=workers, mesh=mesh, over_workers=over_workers)
-        where = layout.shardings(params, mesh, said=said, rule=rule, local=False)
-        return start(jax.tree.map(_spread, params, where))
+        annotated = check_params(params, params)
+        where = layout.shardings(params, mesh, annotated=annotated, rule=rule, local=False)
+        state = places(jax.eval_shape(begin, params), annotated) if spread else None
+        return start(tuple(jax.tree.leaves(state)), jax.tree.map(put_whole, params, where))
 
     def lower(params: Params, batch: PyTree) -> Any:
         shapes = jax.eval_shape(verify.as_params, params)
-        verify.check_batch(batch, workers=workers, leading=0, parts=accumulate)
-        state = jax.eval_shape(over_workers(initial, (None,), axes), shapes)
-        placed = partial(layout.shardings, mesh=mesh, said=said, rule=rule)
-        state = State(
-            _at(state.step, NamedSharding(mesh, PartitionSpec())),
-            _at(state.shared, placed(state.shared, local=False)),
-            _at(state.local, placed(state.local, local=True)),
-        )
-        examples = jax.eval_shape(lambda tree: tree, batch)
-        rows = jax.tree.map(lambda x: _where(x, mesh, leading=0, spread=spread), examples)
-        return compiled.lower(state, _at(examples, rows))
+        annotated = check_params(params, shapes)
+        check(batch, leading=0)
+        state = jax.eval_shape(begin, shapes)
+        check_loss(state, batch, leading=0)
+        state = _at(state, places(state, annotated))
+        rows = jax.eval_shape(lambda tree: tree, batch)
+        return compiled.lower(state, _at(rows, batch_places(rows, leading=0)))
+
+    def check(batch: PyTree, *, leading: int) -> None:
+        verify.check_batch(batch, workers=workers, leading=leading)
+        cast = compute_dtype is not None
+        axes_of_batch.check(batch_axes, batch, leading=leading, parts=accumulate, cast=cast)
+
+    def check_loss(state: State, batch: PyTree, *, leading: int) -> None:
+        point = _without_axes(jax.eval_shape(points, state), 1)
+        rows = _without_axes(jax.eval_shape(lambda tree: tree, batch), leading + 1)
+        aux = verify.check_loss(loss_fn, point, rows)
+        if accumulate > 1 or compute_dtype is not None:
+            axes_of_batch.check_returned(batch_axes, rows, aux)
+            part = axes_of_batch.part(rows, parts=accumulate, held=examples(rows))
+            verify.check_loss(loss_fn, point, part)
 
     seen: set[Any] = set()
 
     def enter(state: State, batch: PyTree, *, leading: int) -> PyTree:
+        verify.check_alive(state)
         # All checks depend on structure, shapes and dtypes only: once for each, not at every step.
         leaves, structure = jax.tree.flatten(batch)
         of_leaves = ((np.shape(x), getattr(x, "dtype", None)) for x in leaves)
         signature = leading, structure, *of_leaves
         if signature not in seen:
-            verify.check_batch(batch, workers=workers, leading=leading, parts=accumulate)
-            point = _without_axes(jax.eval_shape(points, state), 1)
-            examples = _without_axes(jax.eval_shape(lambda b: b, batch), leading + 1)
-            verify.check_loss(loss_fn, point, examples, parts=accumulate)
+            check(batch, leading=leading)
+            check_loss(state, batch, leading=leading)
             seen.add(signature)
         return place(batch, leading=leading)
 
+    def batch_places(batch: PyTree, *, leading: int) -> PyTree:
+        leaves, structure = jax.tree.flatten(batch)
+        where = partial(examples_sharding, mesh=mesh, leading=leading, spread=spread)
+        made = [where(x, examples=of) for x, of in zip(leaves, examples(batch), strict=True)]
+        return jax.tree.unflatten(structure, made)
+
     def place(batch: PyTree, *, leading: int = 0) -> PyTree:
-        return jax.tree.map(lambda x: _put(x, mesh, leading=leading, spread=spread), batch)
+        return put_batch(batch, batch_places(batch, leading=leading))
 
     def bound(metrics: dict[str, Any]) -> None:
         if not bounded:
@@ -328,7 +388,7 @@ def execute(
     @partial(jax.jit, static_argnums=1)
     def metric_of_workers(state: State, metric: Callable[..., Any], batch: PyTree) -> PyTree:
         return over_workers(
-            lambda state, batch: worker.vary(metric(algorithm.gradient_at(state), batch)),
+            lambda state, batch: isolated(metric)(algorithm.gradient_at(state), batch),
             (axes, None),
             0,
         )(state, batch)
@@ -339,7 +399,7 @@ def execute(
 
     def evaluate(state: State, metric: Callable[..., Any], batch: PyTree) -> Evaluation:
         everywhere = NamedSharding(mesh, PartitionSpec())
-        batch = jax.tree.map(lambda x: _spread(x, everywhere), batch)
+        batch = put_batch(batch, jax.tree.map(lambda _: everywhere, batch))
         return Evaluation(
             metric_of_readout(metric, readout(state), batch),
             metric_of_workers(state, metric, batch),
@@ -361,37 +421,11 @@ def execute(
     )
 
 
-def _where(x: Any, mesh: Mesh, *, leading: int, spread: bool) -> NamedSharding:
-    """Where a leaf `[..., workers, examples, ...]` lies: with its workers."""
-    spec = [*[None] * leading, worker.AXIS]
-    examples = np.shape(x)[leading + 1] if np.ndim(x) > leading + 1 else 0
-    if spread and "fsdp" in mesh.shape and examples and examples % mesh.shape["fsdp"] == 0:
-        # The examples of a worker are split over its devices: each computes on its own part.
-        spec.append("fsdp")
-    return NamedSharding(mesh, PartitionSpec(*spec))
-
-
 def _at(shapes: PyTree, where: PyTree) -> Any:
     """The same shapes, with shardings."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
     )
-
-
-def _put(x: Any, mesh: Mesh, *, leading: int, spread: bool) -> jax.Array:
-    """Puts a leaf `[..., workers, examples, ...]` where its workers are."""
-    where = _where(x, mesh, leading=leading, spread=spread)
-    if isinstance(x, jax.Array):
-        return jax.device_put(x, where)
-    return _spread(x, where)
-
-
-def _spread(x: Any, where: Any) -> jax.Array:
-    """Puts a value on the devices of all processes; each reads only what its own devices get."""
-    if where.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
-        return jax.device_put(x, where)
-    # Here device_put would first send the value around, to compare what the processes hold.
-    return jax.make_array_from_callback(np.shape(x), where, lambda rows: np.asarray(x)[rows])
 
 
 def _mean_of_active(values: dict[str, Any], active: Any) -> dict[str, Any]:

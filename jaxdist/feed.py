@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxdist import data
 from jaxdist.errors import Refused
 from jaxdist.executor import Trainer
+from jaxdist.put_batch import check_integers
 
 PyTree = Any
 
@@ -70,6 +71,8 @@ def check_resident(stream: Any) -> None:
 def everywhere(stream: data.Stream, trainer: Trainer) -> dict[str, jax.Array]:
     """All examples of a stream on every device."""
     where = NamedSharding(trainer.mesh, PartitionSpec())
+    for name, array in stream.examples.items():
+        check_integers(f"the examples' {name!r}", array)
     # Across processes device_put would first compare what they hold.
     return {
         name: jax.make_array_from_callback(array.shape, where, array.__getitem__)

@@ -33,6 +33,7 @@ def over_workers(
     reproducible: bool = False,
     bucket_bytes: int = 0,
     scan: bool = False,
+    axis: str = worker.AXIS,
 ) -> Callable[..., Any]:
     """Maps a function of one worker over all workers.
 
@@ -48,11 +49,12 @@ def over_workers(
       scan: `one_worker` takes a `State` and a batch and returns a `State` and what it reports; the
         result takes many batches, leaves `[steps, workers, ...]`, goes through them in one loop, and
         reports with a leading `steps`.
+      axis: how the mesh calls the axis of the workers.
 
     Returns:
       A function of the stacked arguments, to be jitted.
     """
-    lanes = workers // mesh.shape[worker.AXIS]
+    lanes = workers // mesh.shape[axis]
 
     def with_index(index: jax.Array, *args: Any) -> Any:
         with worker.scope(
@@ -61,6 +63,7 @@ def over_workers(
             lanes=lanes,
             reproducible=reproducible,
             bucket_bytes=bucket_bytes,
+            axis=axis,
         ):
             return one_worker(*args)
 
@@ -73,22 +76,22 @@ def over_workers(
     def many_blocks(index: jax.Array, state: State, batches: PyTree) -> Any:
         return lax.scan(lambda state, batch: block(index, state, batch), state, batches)
 
-    inputs, outputs = tuple(_specs(axis) for axis in in_axes), _specs(out_axes)
+    inputs, outputs = tuple(_specs(one, axis) for one in in_axes), _specs(out_axes, axis)
     if scan:
         inputs, outputs = (inputs[0], _later(inputs[1])), (outputs[0], _later(outputs[1]))
     mapped = jax.shard_map(
         many_blocks if scan else block,
         mesh=mesh,
-        axis_names={worker.AXIS},
-        in_specs=(PartitionSpec(worker.AXIS), *inputs),
+        axis_names={axis},
+        in_specs=(PartitionSpec(axis), *inputs),
         out_specs=outputs,
     )
     return lambda *args: mapped(jnp.arange(workers, dtype=jnp.int32), *args)
 
 
-def _specs(axes: Any) -> Any:
+def _specs(axes: Any, name: str) -> Any:
     def spec(axis: int | None) -> PartitionSpec:
-        return PartitionSpec() if axis is None else PartitionSpec(worker.AXIS)
+        return PartitionSpec() if axis is None else PartitionSpec(name)
 
     return jax.tree.map(spec, axes, is_leaf=lambda axis: axis is None)
 

@@ -1,10 +1,11 @@
 """Where everything lives: workers on the devices of a mesh, parameters over a worker's own devices."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdist.errors import Refused
@@ -125,67 +126,78 @@ def default_rule(mesh: Mesh) -> Rule:
     return lambda path, shape: PartitionSpec()
 
 
-def annotations(params: PyTree, given: PyTree | None) -> dict[tuple[str, tuple[int, ...]], Any]:
-    """What the user or the model says about single parameters: (path, shape) -> PartitionSpec.
+class Annotation(NamedTuple):
+    """What is said of where one parameter lies.
+
+    Attributes:
+      path: of the parameter, as `jax.tree_util.keystr` writes it.
+      shape: of the parameter.
+      spec: how it is split; None: nothing is said.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    spec: PartitionSpec | None
+
+
+# Of every parameter, the longest path first: the first path that a leaf's ends with is its parameter's.
+Annotations = tuple[Annotation, ...]
+
+
+def annotations(params: PyTree, given: PyTree | None) -> Annotations:
+    """What the user or the model says about every parameter.
 
     Read from a pytree of `PartitionSpec` given to `execute`, from Flax's boxes
-    (`nn.with_partitioning`), or from arrays that already lie sharded over model axes.
+    (`nn.with_partitioning`), or from arrays or shapes that already lie sharded over model axes.
+
+    Raises:
+      Refused: `given` names what is no parameter.
     """
-    found: dict[tuple[str, tuple[int, ...]], Any] = {}
-    if given is not None:
-        shapes = dict(_named(params))
-        specs = jax.tree_util.tree_flatten_with_path(
-            given, is_leaf=lambda x: isinstance(x, PartitionSpec)
-        )
-        for path, spec in specs[0]:
-            name = jax.tree_util.keystr(path)
-            if name not in shapes:
-                raise Refused(
-                    f"sharding names the parameter {name}, which is not among {sorted(shapes)}; "
-                    "give a pytree of PartitionSpec like the parameters"
-                )
-            found[name, shapes[name].shape] = spec
-        return found
 
     def boxed(x: Any) -> bool:
         return hasattr(x, "get_partition_spec")
 
+    found = {}
     for path, box in jax.tree_util.tree_flatten_with_path(params, is_leaf=boxed)[0]:
+        for inner, leaf in jax.tree_util.tree_flatten_with_path(box)[0]:
+            name = jax.tree_util.keystr(path) + jax.tree_util.keystr(inner)
+            spec = box.get_partition_spec() if boxed(box) else _sharded(leaf)
+            found[name] = Annotation(name, np.shape(leaf), spec if given is None else None)
+    specs = jax.tree_util.tree_flatten_with_path(
+        given, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+    for path, spec in specs[0]:
         name = jax.tree_util.keystr(path)
-        if boxed(box):
-            for inner, leaf in jax.tree_util.tree_flatten_with_path(box)[0]:
-                key = name + jax.tree_util.keystr(inner), tuple(leaf.shape)
-                found[key] = box.get_partition_spec()
-        elif isinstance(box, jax.Array) and isinstance(box.sharding, NamedSharding):
-            named = {a for part in box.sharding.spec if part for a in np.atleast_1d(part)}
-            if named - {AXIS}:
-                found[name, tuple(box.shape)] = box.sharding.spec
-    return found
+        if name not in found:
+            raise Refused(
+                f"sharding names the parameter {name}, which is not among {sorted(found)}; "
+                "give a pytree of PartitionSpec like the parameters"
+            )
+        found[name] = found[name]._replace(spec=spec)
+    return tuple(sorted(found.values(), key=lambda one: -len(one.path)))
 
 
-def _named(tree: PyTree) -> list[tuple[str, Any]]:
-    return [
-        (jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]
-    ]
+def _sharded(x: Any) -> PartitionSpec | None:
+    where = getattr(x, "sharding", None)
+    if not isinstance(where, NamedSharding):
+        return None
+    named = {axis for part in where.spec if part for axis in np.atleast_1d(part)}
+    return where.spec if named - {AXIS} else None
 
 
 def shardings(
-    tree: PyTree,
-    mesh: Mesh,
-    *,
-    said: dict[tuple[str, tuple[int, ...]], Any],
-    rule: Rule,
-    local: bool,
+    tree: PyTree, mesh: Mesh, *, annotated: Annotations, rule: Rule, local: bool
 ) -> PyTree:
     """A sharding for every leaf of one room of a State.
 
     A leaf whose path ends like a parameter's, and whose shape is that parameter's, lies where the
-    parameter lies (momenta, copies, residuals); any other is placed by the rule.
+    parameter lies (momenta, copies, residuals); any other is placed by the rule. Of several parameters
+    whose paths it ends like, it belongs to that with the longest.
 
     Args:
       tree: arrays or shapes; leaves of the local room carry the leading worker axis.
       mesh: the mesh.
-      said: `annotations` of the parameters.
+      annotated: `annotations` of the parameters.
       rule: where a leaf without annotation goes.
       local: whether this is the local room.
 
@@ -196,11 +208,29 @@ def shardings(
     def place(path: Any, x: Any) -> NamedSharding:
         shape = tuple(x.shape[1:] if local else x.shape)
         name = jax.tree_util.keystr(path)
-        spec = next(
-            (s for (ending, of), s in said.items() if of == shape and name.endswith(ending)), None
-        )
-        if spec is None:
-            spec = rule(name, shape)
+        own = next((a for a in annotated if a.shape == shape and name.endswith(a.path)), None)
+        spec = own.spec if own and own.spec is not None else rule(name, shape)
         return NamedSharding(mesh, PartitionSpec(AXIS, *spec) if local else PartitionSpec(*spec))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def lies(state: PyTree, otherwise: PyTree, mesh: Mesh) -> tuple[NamedSharding, ...]:
+    """The shardings of the leaves of a state, in one form for all that mean the same.
+
+    Args:
+      state: arrays; of tracers and of arrays elsewhere `otherwise` is taken.
+      otherwise: a sharding for each leaf.
+      mesh: the mesh.
+    """
+
+    def of(x: Any, other: NamedSharding) -> NamedSharding:
+        where = other if isinstance(x, Tracer) else getattr(x, "sharding", other)
+        if not isinstance(where, NamedSharding) or where.mesh != mesh:
+            where = other
+        spec = [*where.spec]
+        while spec and spec[-1] is None:
+            spec.pop()
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return tuple(map(of, jax.tree.leaves(state), jax.tree.leaves(otherwise)))

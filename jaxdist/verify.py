@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.core import Tracer
 
-from jaxdist import worker
+from jaxdist import keys, worker
 from jaxdist.algorithms.base import Algorithm, Params, State
 from jaxdist.errors import Refused
 
@@ -75,6 +75,13 @@ def as_params(params: Params) -> Params:
                 f"the parameter params{jax.tree_util.keystr(path)} is {type(x).__name__} {x!r}, not an "
                 "array of numbers; give init only what is to be trained"
             ) from error
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            name = f"params{jax.tree_util.keystr(path)}"
+            raise Refused(
+                f"{name} is {array.dtype}: expected real parameters, for JAX's gradient of a complex one "
+                "points up its imaginary part; keep two real leaves, and in the loss write "
+                "jax.lax.complex(params['real'], params['imag'])"
+            )
         return jax.lax.convert_element_type(array, array.dtype)  # drops a Python scalar's weak type
 
     if not jax.tree.leaves(params):
@@ -84,7 +91,32 @@ def as_params(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(of, params)
 
 
-def check_batch(batch: PyTree, *, workers: int, leading: int, parts: int) -> None:
+def check_alive(state: PyTree) -> None:
+    """Refuses a state whose arrays were donated: stepped again it would end the process without a word."""
+    leaves = jax.tree.leaves(state)
+    if any(isinstance(x, jax.Array) and _deleted(x) for x in leaves):
+        raise Refused(
+            "this state was given to trainer.step before, which donates it: its arrays are deleted; go on "
+            "from what step returned, state, metrics = trainer.step(state, batch), and to keep one write "
+            "jax.tree.map(jnp.copy, state) before"
+        )
+
+
+def of_living(function: Callable[[State], PyTree]) -> Callable[[State], PyTree]:
+    """The same function of a state, which refuses one whose arrays are deleted."""
+
+    def checked(state: State) -> PyTree:
+        check_alive(state)
+        return function(state)
+
+    return checked
+
+
+def _deleted(x: jax.Array) -> bool:
+    return not isinstance(x, Tracer) and x.is_deleted()
+
+
+def check_batch(batch: PyTree, *, workers: int, leading: int) -> None:
     """Refuses a batch whose leaves do not all lead with the workers (after the steps, if any)."""
     axes = "[steps, workers, ...]" if leading else "[workers, ...]"
     found = jax.tree_util.tree_flatten_with_path(batch)[0]
@@ -98,11 +130,6 @@ def check_batch(batch: PyTree, *, workers: int, leading: int, parts: int) -> Non
                 f"{name} has shape {shape}, but its leading axes must be {axes} with {workers} workers; "
                 f"reshape the examples to {(*shape[:leading], workers, -1)}"
             )
-        if parts > 1 and (len(shape) <= leading + 1 or shape[leading + 1] % parts):
-            raise Refused(
-                f"{name} has shape {shape}, whose examples accumulate={parts} does not divide; "
-                f"give every worker a multiple of {parts} examples"
-            )
     if leading and len({np.shape(x)[0] for _, x in found}) > 1:
         raise Refused(
             f"the leaves of the batches have different numbers of steps: "
@@ -110,26 +137,24 @@ def check_batch(batch: PyTree, *, workers: int, leading: int, parts: int) -> Non
         )
 
 
-def check_loss(loss_fn: Callable[..., Any], point: Params, batch: PyTree, *, parts: int) -> None:
+def check_loss(loss_fn: Callable[..., Any], point: Params, batch: PyTree) -> dict[str, Any]:
     """Traces the loss of one worker by itself, without any axis to communicate over.
 
     Args:
       loss_fn: the user's loss.
       point: shapes of the parameters.
       batch: shapes of one worker's batch.
-      parts: into how many parts its examples are split.
+
+    Returns:
+      The shapes of its aux.
     """
     name = getattr(loss_fn, "__name__", "loss_fn")
-    if parts > 1:
-        batch = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype), batch
-        )
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: keys.key(0))
     try:
         with worker.silence():
             result = jax.eval_shape(loss_fn, point, batch, key)
     except NameError as error:
-        if worker.AXIS not in str(error):
+        if not worker.is_unbound(error):
             raise
         raise Refused(
             f"{name} communicates over the axis {worker.AXIS!r}, but a worker's loss is its own; leave "
@@ -151,6 +176,7 @@ def check_loss(loss_fn: Callable[..., Any], point: Params, batch: PyTree, *, par
         raise Refused(
             f"the aux of {name} holds a key 'loss', which is taken by the loss itself; rename it"
         )
+    return aux
 
 
 def _floating(x: Any) -> bool:
@@ -160,116 +186,3 @@ def _floating(x: Any) -> bool:
 def _shapes(tree: Any) -> str:
     shown = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
     return str(shown).replace("'", "")
-
-
-def check_rooms(
-    algorithm: Algorithm,
-    params: Params,
-    *,
-    workers: int,
-    mesh: Mesh,
-    over_workers: Callable[..., Any],
-) -> None:
-    """Traces init, one update and readout with two workers or more on every device.
-
-    With one worker per device JAX does not see control flow: a `cond` on a per-worker predicate could
-    write different values into the shared room unnoticed. Under lanes a per-worker value shows. Also
-    refuses an update that changes the shape or dtype of the state.
-    """
-    lanes = next((v for v in range(2, workers + 1) if workers % v == 0), 1)
-    sizes = tuple(workers // lanes if n == worker.AXIS else mesh.shape[n] for n in mesh.axis_names)
-    abstract = AbstractMesh(sizes, mesh.axis_names, axis_types=(AxisType.Auto,) * len(sizes))
-
-    def one_worker(params: Params) -> jax.Array:
-        state = algorithm.init(params)
-        _check_shared("init", state, lanes)
-        index = worker.vary(worker.index())
-
-        def own(x: jax.Array) -> jax.Array:
-            return worker.vary(x) + (index * 0).astype(x.dtype)
-
-        point = algorithm.gradient_at(state)
-        value = index.astype(worker.accumulation_dtype(jnp.result_type(float)))
-        new = algorithm.update(
-            jax.tree.map(own, point),
-            State(state.step, state.shared, jax.tree.map(_own_unless_key(own), state.local)),
-            key=jax.random.key(0),
-            value=value,
-            objective=lambda p: sum(
-                (x.sum().astype(value.dtype) for x in jax.tree.leaves(p)), start=value
-            ),
-        )
-        _check_shared("update", new, lanes)
-        _check_types(state, new)
-        _check_private("readout", algorithm.readout(new), lanes, "worker.mean(...) it")
-        if algorithm.active is not None:
-            algorithm.active(state)
-        return jnp.zeros(())
-
-    try:
-        jax.eval_shape(over_workers(one_worker, (None,), None, mesh=abstract), params)
-    except ValueError as error:
-        # JAX itself objects where a conditional on a per-worker predicate meets a shared value.
-        if "varying manual axes" not in str(error):
-            raise
-        raise Refused(
-            "the algorithm's update decides by a per-worker value what all workers share, or mixes the "
-            "two; decide with jnp.where, or by worker.mean(...) of the predicate"
-        ) from error
-
-
-def _own_unless_key(own: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    def of(x: jax.Array) -> jax.Array:
-        plain = jnp.issubdtype(x.dtype, jnp.number)
-        return own(x) if plain else worker.vary(x)
-
-    return of
-
-
-def _check_shared(where: str, state: Any, lanes: int) -> None:
-    if not isinstance(state, State):
-        raise Refused(
-            f"the algorithm's {where} returned {type(state).__name__}, expected State(step, shared, local)"
-        )
-    step = state.step
-    if getattr(step, "shape", None) != () or step.dtype != jnp.int32:
-        raise Refused(
-            f"the algorithm's {where} returned step {step!r}, expected an int32 of shape (); "
-            "write jnp.int32(0) in init and state.step + 1 in update"
-        )
-    _check_private(
-        where,
-        {"step": step, "shared": state.shared},
-        lanes,
-        "move it to local, or worker.mean(...) it",
-    )
-
-
-def _check_private(where: str, tree: PyTree, lanes: int, cure: str) -> None:
-    if lanes == 1:  # a single worker: everything is everybody's
-        return
-    private = [
-        jax.tree_util.keystr(path)
-        for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]
-        if worker.private(x)
-    ]
-    if private:
-        raise Refused(
-            f"the algorithm's {where} returned a per-worker value where all workers share one copy: "
-            f"{', '.join(private)}; {cure}"
-        )
-
-
-def _check_types(old: State, new: State) -> None:
-    before, after = (jax.tree_util.tree_flatten_with_path(s) for s in (old, new))
-    if before[1] != after[1]:
-        raise Refused(
-            f"the algorithm's update changed the structure of the state from {before[1]} to {after[1]}; "
-            "return the same pytree that init returns"
-        )
-    for (path, a), (_, b) in zip(before[0], after[0], strict=True):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            raise Refused(
-                f"the algorithm's update turned state{jax.tree_util.keystr(path)} from {a.dtype}"
-                f"{list(a.shape)} into {b.dtype}{list(b.shape)}; cast it back: a step is compiled once"
-            )

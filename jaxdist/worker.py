@@ -36,6 +36,7 @@ class Scope(NamedTuple):
     lanes: int
     reproducible: bool
     bucket_bytes: int
+    axis: str = AXIS  # what the mesh calls the workers' axis while this is traced
 
 
 _SCOPE: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("scope", default=None)
@@ -48,13 +49,19 @@ _SILENT: contextvars.ContextVar[bool] = contextvars.ContextVar("silent", default
 
 @contextlib.contextmanager
 def scope(
-    index: jax.Array, *, workers: int, lanes: int, reproducible: bool = False, bucket_bytes: int = 0
+    index: jax.Array,
+    *,
+    workers: int,
+    lanes: int,
+    reproducible: bool = False,
+    bucket_bytes: int = 0,
+    axis: str = AXIS,
 ) -> Iterator[None]:
     """Tells the primitives how workers are laid on devices, while one step is traced.
 
     The index is a tracer: it must not outlive the trace, hence a context and never a global.
     """
-    token = _SCOPE.set(Scope(index, workers, lanes, reproducible, bucket_bytes))
+    token = _SCOPE.set(Scope(index, workers, lanes, reproducible, bucket_bytes, axis))
     try:
         with _TRACE(object()):
             yield
@@ -72,13 +79,24 @@ def silence() -> Iterator[None]:
         _SILENT.reset(token)
 
 
+def _axis() -> str:
+    """How the mesh calls the axis of the workers: `worker`, but where it is to be seen who names it."""
+    current = _SCOPE.get()
+    return current.axis if current else AXIS
+
+
 def bound() -> bool:
     """Whether the code being traced runs inside a worker axis."""
     try:
-        lax.axis_size(AXIS)
+        lax.axis_size(_axis())
     except NameError:
         return False
     return True
+
+
+def is_unbound(error: Exception) -> bool:
+    """Whether JAX did not find the axis of the workers; any other missing name is somebody's bug."""
+    return f"unbound axis name: {AXIS}" in str(error)
 
 
 def _enter(name: str) -> Scope | None:
@@ -126,13 +144,13 @@ def count() -> int:
     if told:
         return told
     current = _enter("count")
-    return current.workers if current else lax.axis_size(AXIS)
+    return current.workers if current else lax.axis_size(_axis())
 
 
 def index() -> jax.Array:
     """This worker's index, an int32 scalar in `0 .. count() - 1`."""
     current = _enter("index")
-    return current.me if current else lax.axis_index(AXIS)
+    return current.me if current else lax.axis_index(_axis())
 
 
 def vary(tree: PyTree) -> PyTree:
@@ -145,9 +163,9 @@ def vary(tree: PyTree) -> PyTree:
 
 
 def _vary(x: Any) -> Any:
-    if AXIS in jax.typeof(x).manual_axis_type.varying:
+    if _axis() in jax.typeof(x).manual_axis_type.varying:
         return x
-    return lax.pcast(x, AXIS, to="varying")
+    return lax.pcast(x, _axis(), to="varying")
 
 
 def private(x: jax.Array) -> bool:
@@ -164,7 +182,7 @@ def private(x: jax.Array) -> bool:
         return x, True
 
     probe(x)
-    return bool(batched) or AXIS in jax.typeof(x).manual_axis_type.varying
+    return bool(batched) or _axis() in jax.typeof(x).manual_axis_type.varying
 
 
 def _communicate(
@@ -224,7 +242,7 @@ def _shift(x: jax.Array, by: int) -> jax.Array:
 
     def lanes(block: jax.Array) -> tuple[jax.Array, bool]:
         size = len(block)
-        whole, part = divmod(by % (size * lax.axis_size(AXIS)), size)
+        whole, part = divmod(by % (size * lax.axis_size(_axis())), size)
         if not part:
             return _permute_devices(block, whole), True
         carried = _permute_devices(block[size - part :], whole + 1)
@@ -234,10 +252,10 @@ def _shift(x: jax.Array, by: int) -> jax.Array:
 
 
 def _permute_devices(x: jax.Array, by: int) -> jax.Array:
-    devices = lax.axis_size(AXIS)
+    devices = lax.axis_size(_axis())
     if by % devices == 0:
         return x
-    return lax.ppermute(x, AXIS, [(d, (d + by) % devices) for d in range(devices)])
+    return lax.ppermute(x, _axis(), [(d, (d + by) % devices) for d in range(devices)])
 
 
 def permute(tree: PyTree, source: Sequence[int] | np.ndarray) -> PyTree:
@@ -269,16 +287,16 @@ def permute(tree: PyTree, source: Sequence[int] | np.ndarray) -> PyTree:
 
 def _permute(x: jax.Array, source: np.ndarray) -> jax.Array:
     def plain(x: jax.Array) -> jax.Array:
-        return lax.ppermute(x, AXIS, [(int(s), i) for i, s in enumerate(source)])
+        return lax.ppermute(x, _axis(), [(int(s), i) for i, s in enumerate(source)])
 
     def lanes(block: jax.Array) -> tuple[jax.Array, bool]:
         plan = rows.plan(source, lanes=len(block))
-        me = lax.axis_index(AXIS)
+        me = lax.axis_index(_axis())
         held = [block]
         for senders, row in zip(plan.senders, plan.rows, strict=True):
             mine = lax.dynamic_slice_in_dim(block, jnp.asarray(row)[me], 1)
             pairs = [(int(s), d) for d, s in enumerate(senders)]
-            held.append(lax.ppermute(mine, AXIS, pairs))
+            held.append(lax.ppermute(mine, _axis(), pairs))
         return jnp.concatenate(held)[jnp.asarray(plan.pick)[me]], True
 
     return _communicate("permute", x, plain=plain, lanes=lanes, shape=lambda x: x)
@@ -337,9 +355,9 @@ def _total(x: jax.Array, name: str) -> jax.Array:
 
 def _sum_devices(x: jax.Array) -> jax.Array:
     # XLA aborts on an all-reduce over a manual axis of size 1 beside automatic axes.
-    if lax.axis_size(AXIS) == 1:
-        return lax.all_gather(x, AXIS, to="invarying", tiled=False)[0]
-    return lax.psum(x, AXIS)
+    if lax.axis_size(_axis()) == 1:
+        return lax.all_gather(x, _axis(), to="invarying", tiled=False)[0]
+    return lax.psum(x, _axis())
 
 
 def ordered_sum(x: jax.Array) -> jax.Array:
@@ -366,8 +384,8 @@ def _gather(x: jax.Array, name: str) -> jax.Array:
     return _communicate(
         name,
         x,
-        plain=lambda x: lax.all_gather(x, AXIS, to="invarying", tiled=False),
-        lanes=lambda block: (lax.all_gather(block, AXIS, to="invarying", tiled=True), False),
+        plain=lambda x: lax.all_gather(x, _axis(), to="invarying", tiled=False),
+        lanes=lambda block: (lax.all_gather(block, _axis(), to="invarying", tiled=True), False),
         shape=lambda x: jnp.zeros((workers, *x.shape), x.dtype),
     )
 
@@ -411,9 +429,9 @@ def _scatter(x: jax.Array) -> jax.Array:
 
 
 def _scatter_devices(x: jax.Array) -> jax.Array:
-    if lax.axis_size(AXIS) == 1:
+    if lax.axis_size(_axis()) == 1:
         return x
-    return lax.psum_scatter(x, AXIS, scatter_dimension=0, tiled=True)
+    return lax.psum_scatter(x, _axis(), scatter_dimension=0, tiled=True)
 
 
 def exchange(tree: PyTree) -> PyTree:
@@ -450,6 +468,6 @@ def _exchange(x: jax.Array) -> jax.Array:
 
 
 def _exchange_devices(x: jax.Array) -> jax.Array:
-    if lax.axis_size(AXIS) == 1:
+    if lax.axis_size(_axis()) == 1:
         return x
-    return lax.all_to_all(x, AXIS, split_axis=0, concat_axis=0, tiled=True)
+    return lax.all_to_all(x, _axis(), split_axis=0, concat_axis=0, tiled=True)

@@ -76,7 +76,7 @@ def test_a_worker_spread_over_devices(workers, said_by):
 
     assert losses[-1] < losses[0]
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
-    assert trainer.compiled._cache_size() == 1
+    assert trainer.compiled.jitted._cache_size() == 1
     lanes = workers // 4
     for shape, spec, part in [
         ((64, 64), P("worker", "fsdp", None), (32, 64)),
@@ -94,7 +94,7 @@ def test_a_worker_spread_over_devices(workers, said_by):
     assert not any(shape.endswith(("64,64]", "64,10]")) for shape in moved), moved
     weights = topology.matrix()
     assert_every_gradient_counts(trainer, loss_fn, params, batches[0], weights=weights)
-    assert trainer.compiled._cache_size() == 1
+    assert trainer.compiled.jitted._cache_size() == 1
 
 
 def test_a_worker_axis_of_one():
@@ -118,7 +118,7 @@ def test_a_worker_axis_of_one():
 
     assert losses[-1] < losses[0]
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
-    assert trainer.compiled._cache_size() == 1
+    assert trainer.compiled.jitted._cache_size() == 1
     placed = [x for x in jax.tree.leaves(state) if x.shape == (workers, 64, 64)]
     assert len(placed) == 2
     for x in placed:
@@ -137,7 +137,7 @@ def test_shared_state_spread_over_devices():
     trainer = jd.execute(algorithm, annotated_loss, workers=4, mesh=mesh)
     state, losses = run(trainer, boxed_params(), batches)
     assert losses[-1] < losses[0]
-    assert trainer.compiled._cache_size() == 1
+    assert trainer.compiled.jitted._cache_size() == 1
     placed = [x for x in jax.tree.leaves(state) if x.shape == (64, 64)]
     assert [x.addressable_shards[0].data.shape for x in placed] == [(32, 64)] * 2
     assert_every_gradient_counts(trainer, annotated_loss, boxed_params(), batches[0])
