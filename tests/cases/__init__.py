@@ -5,6 +5,7 @@ from cases.base import Case as Case
 from cases.base import flat as flat
 from cases.base import loss as loss
 from cases.base import over as over
+from cases.base import recurrent_loss as recurrent_loss
 from cases.base import start as start
 
 FAMILIES = [

@@ -48,6 +48,19 @@ def loss(x, batch, key):
     return 0.5 * jnp.dot(r, jnp.dot(batch["A"], r)), {}
 
 
+def recurrent_loss(x, batch, key):
+    """The same number by a scan that starts from a constant, recomputed on the way back, in a scope."""
+    r = jnp.concatenate(jax.tree.leaves(x)).astype(batch["b"].dtype) - batch["b"]
+
+    @jax.checkpoint
+    def add(energy, row_and_number):
+        with jax.named_scope("energy"):
+            row, number = row_and_number
+            return energy + 0.5 * number * jnp.dot(row, r), None
+
+    return jax.lax.scan(add, jnp.zeros((), r.dtype), (batch["A"], r))[0], {}
+
+
 def over(topology):
     """A topology as the twins take it: step -> matrix."""
     return lambda t: topology.matrix(t)
