@@ -53,11 +53,19 @@ class Cohort:
         first = own * np.arange(self.workers, dtype=np.int32)
         return first + (self._hash(CLIENT, round) % np.uint32(own)).astype(xp.int32)
 
-    def delivers(self, round: Any) -> Any:
-        """Whether each worker takes part: bool [workers], `clients_per_round` of them true."""
+    def delivers(self, round: Any, *, alive: Any = None) -> Any:
+        """Whether each worker takes part: bool [workers], `clients_per_round` of them true.
+
+        Args:
+          round: as above.
+          alive: bool [workers], of whom they are drawn (all of them, if there are no more); None: all.
+        """
         xp = _numbers(round)
         order = xp.argsort(self._hash(WORKER, round), stable=True)
-        return xp.argsort(order, stable=True) < self.clients_per_round
+        if alive is None:
+            return xp.argsort(order, stable=True) < self.clients_per_round
+        order = order[xp.argsort(~alive[order], stable=True)]
+        return (xp.argsort(order, stable=True) < self.clients_per_round) & alive
 
     def _hash(self, purpose: int, round: Any) -> Any:
         """32 bits for each worker. The mixer is the finalizer of MurmurHash3."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdist import presence
 from jaxdist.algorithms.base import Algorithm, Params, Resize, State, bytes_sent, method_of
 from jaxdist.clock import Clock, duration, later
 from jaxdist.errors import Refused
@@ -37,7 +38,8 @@ def timed(algorithm: Algorithm, clock: Clock, network: Network | None = None) ->
         s_i <- max(r_i, max_{j in N_i} r_j + c_i)       c_i + s_j in place of it, where it overlaps
 
     and the simulated seconds are those of the last worker. Nothing is sent for it, and nothing that
-    the method computes changes.
+    the method computes changes. Nobody waits for who is away (`jd.faulty`), and who comes back begins
+    with the first of the others; an exchange costs what it does with all.
 
     Args:
       algorithm: a method that declares whom it waits for (its `waits`). Methods that take a clock
@@ -74,7 +76,10 @@ def timed(algorithm: Algorithm, clock: Clock, network: Network | None = None) ->
 
     def update(grads: Any, state: State, **given: Any) -> State:
         new = algorithm.update(grads, inside(state), **given)
-        elapsed = advance(algorithm, clock, network, grads, state.step, state.shared[1])
+        there = presence.alive() if algorithm.alive is None else algorithm.alive(inside(state))
+        elapsed = advance(
+            algorithm, clock, network, grads, state.step, state.shared[1], alive=there
+        )
         return State(new.step, (new.shared, elapsed), new.local)
 
     def report(state: State) -> dict[str, Any]:
@@ -82,7 +87,7 @@ def timed(algorithm: Algorithm, clock: Clock, network: Network | None = None) ->
         now, lag, rest = state.shared[1]
         return {**own, "simulated_seconds": now + (lag.max() + rest)}
 
-    active, resize = algorithm.active, algorithm.resize
+    active, alive, resize = algorithm.active, algorithm.alive, algorithm.resize
 
     def resized(state: State, fresh: State) -> State:
         assert resize is not None
@@ -103,6 +108,7 @@ def timed(algorithm: Algorithm, clock: Clock, network: Network | None = None) ->
         resize=None if resize is None else Resize(resized, resize.says),
         branches=algorithm.branches,
         method=method_of(algorithm),
+        alive=None if alive is None else lambda state: alive(inside(state)),
     )
 
 
@@ -113,6 +119,8 @@ def advance(
     params: Params,
     step: jax.Array,
     elapsed: Elapsed,
+    *,
+    alive: jax.Array | None = None,
 ) -> Elapsed:
     """One step of all workers, by the rule of `timed`.
 
@@ -123,6 +131,7 @@ def advance(
       params: for their shapes.
       step: which one.
       elapsed: before it.
+      alive: bool [W], who is there; None: everybody.
     """
     now, begin, rest = elapsed
     waits, dtype = algorithm.waits, now.dtype
@@ -138,10 +147,15 @@ def advance(
     kind = jnp.asarray([kinds.index(row) for row in rows], jnp.int32)[place]
     heard = _padded([listens for listens, _ in kinds], clock.size)
     base = begin if waits.overlaps else ready
+    if alive is not None:
+        base = jnp.where(alive, base, -jnp.inf)  # nobody hears of those who are away
     arrives = base[jnp.asarray(heard)[kind]].max(axis=1)
     everybody = jnp.asarray([listens is None for listens, _ in kinds])[kind]
     costs = jnp.asarray([seconds for _, seconds in kinds], dtype)[kind]
     finish = jnp.maximum(ready, jnp.where(everybody, base.max(), arrives) + costs)
+    if alive is not None:
+        first = jnp.where(alive, finish, jnp.inf).min()
+        finish = jnp.where(alive, finish, jnp.where(alive.any(), first, begin))
     first = finish.min()
     now, rest = later(now, first, rest)
     # Equal infinities (everybody has stopped for ever) are no lag.

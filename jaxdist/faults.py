@@ -3,13 +3,14 @@
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from functools import reduce
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdist import keys
+from jaxdist import keys, presence
 from jaxdist.errors import Refused
 
 
@@ -29,15 +30,16 @@ class Faults(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """The faults of the step that is being traced."""
+    """The faults of the step that is being traced, and the name of the method that they strike."""
 
     alive: jax.Array | None = None
     dropped: jax.Array | None = None
     gone: frozenset[int] = frozenset()
+    method: str = ""
 
 
 _NOW: contextvars.ContextVar[Masks | None] = contextvars.ContextVar("faults", default=None)
-# Part of the key of JAX's tracing caches, so that no branch keeps the masks of another trace.
+# As in presence.py: no branch keeps the masks of another trace.
 _TRACE = jax.make_user_context(None)
 
 
@@ -119,19 +121,74 @@ def masks(faults: Faults, step: jax.Array, workers: int) -> Masks:
 
 
 @contextlib.contextmanager
-def happening(now: Masks) -> Iterator[None]:
-    """Lets these faults strike every exchange that is traced inside."""
-    token = _NOW.set(now)
+def happening(*these: Masks) -> Iterator[None]:
+    """Lets these faults strike everything that is traced inside, beside those that do already.
+
+    Raises:
+      Refused: nobody would be left for ever.
+    """
+    both = reduce(_both, these, current())
+    if both.alive is not None and len(both.gone) == len(both.alive):
+        raise Refused(
+            f"the workers {sorted(both.gone)} never come back, and nobody else is there; name fewer, "
+            "or give a stop to jd.faults.workers_lost"
+        )
+    token = _NOW.set(both)
     try:
-        with _TRACE(object()):
+        with _TRACE(object()), presence.attended(both.alive):
             yield
     finally:
         _NOW.reset(token)
 
 
+def _both(a: Masks, b: Masks) -> Masks:
+    def joined(a: Any, b: Any, how: Callable[[Any, Any], Any]) -> Any:
+        return (b if a is None else a) if a is None or b is None else how(a, b)
+
+    return Masks(
+        joined(a.alive, b.alive, jnp.logical_and),
+        joined(a.dropped, b.dropped, jnp.logical_or),
+        a.gone | b.gone,
+        b.method or a.method,
+    )
+
+
 def current() -> Masks:
     """The faults of the step that is being traced."""
     return _NOW.get() or Masks()
+
+
+def refuse_away(reason: str, cure: str) -> None:
+    """Refuses, while tracing, what can not go on without a worker that is away.
+
+    Args:
+      reason: why, a clause.
+      cure: what to write instead.
+
+    Raises:
+      Refused: workers may be away.
+    """
+    now = current()
+    if now.alive is not None:
+        raise Refused(
+            f"jd.faulty takes workers away, and {now.method or 'this'} can not go on without them: "
+            f"{reason}; {cure}"
+        )
+
+
+def refuse_any(reason: str, cure: str) -> None:
+    """Refuses, while tracing, what can bear neither a lost message nor a worker that is away.
+
+    Args:
+      reason: why, a clause.
+      cure: what to write instead.
+
+    Raises:
+      Refused: messages may be lost, or workers be away.
+    """
+    now = current()
+    if now.alive is not None or now.dropped is not None:
+        raise Refused(f"{now.method or 'this'} can not run under jd.faulty: {reason}; {cure}")
 
 
 def _key(seed: int, step: jax.Array) -> jax.Array:

@@ -137,15 +137,10 @@ def arriving(
     Communication:
       As `mix`: in the leaf's own dtype.
     """
-
-    now = faults.current()
-    if now.alive is not None or now.dropped is not None:
-        raise Refused(
-            "jd.push_sum with a delay keeps what it sends before it knows that it was lost, and can not "
-            "run under jd.faulty; write delay=0"
-        )
+    faults.refuse_any("a delay keeps what is sent before it is known to be lost", "write delay=0")
+    nothing = faults.Masks()
     return _exchange(
-        tree, topology, step, _weighted, lambda one: np.zeros(one.size), None, now, branch
+        tree, topology, step, _weighted, lambda one: np.zeros(one.size), None, nothing, branch
     )
 
 
@@ -194,12 +189,10 @@ def mix_compressed(
       Payloads only: compressor.bytes(tree) for each permutation of the round that moves anything.
       Small ones travel together.
     """
-    now = faults.current()
-    if now.alive is not None or now.dropped is not None:
-        raise Refused(
-            "compressed exchanges keep copies that a lost message would spoil, and can not run under "
-            "jd.faulty; leave the compressor out"
-        )
+    faults.refuse_any(
+        "a lost payload would spoil what is remembered of others",
+        "leave the compressor out, or write jd.gossip(rule, topology), which sends whole arrays",
+    )
     check_size(topology)
     private = key if compressor.route == "sum" else jax.random.fold_in(key, worker.index())
     payloads = encode_leaves(compressor, private, tree)
@@ -234,6 +227,11 @@ def arrives(topology: Topology, source: np.ndarray) -> jax.Array:
     """Whether what worker `source[i]` hands to worker `i`, this one, reaches it at this step."""
     now = faults.current()
     _check_survivors(topology, now.gone)
+    faults.refuse_away(
+        "everybody hands on what comes from behind it, and counts all",
+        "write jd.gossip(rule, topology), or faults that lose messages only: "
+        "jd.faults.link_loss(0.01, seed=0)",
+    )
     me = worker.index()
     return _up(now, topology, me, jnp.asarray(source)[me])
 

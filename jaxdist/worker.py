@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jaxdist import permutations, rows
+from jaxdist import permutations, presence, rows
 from jaxdist.errors import Refused
 
 AXIS = "worker"
@@ -138,8 +138,23 @@ def counted(workers: int) -> Iterator[None]:
         _COUNTED.reset(token)
 
 
+def there() -> jax.Array:
+    """Who takes part in this step: bool `[count()]`, the same for every worker."""
+    who = presence.alive()
+    return jnp.ones(count(), bool) if who is None else who
+
+
+def headcount() -> int | jax.Array:
+    """How many take part in this step: `count()`, or an int32 scalar where some may be away.
+
+    What a formula calls the number of workers, where `count` is what shapes are made of.
+    """
+    who = presence.alive()
+    return count() if who is None else who.sum(dtype=jnp.int32)
+
+
 def count() -> int:
-    """The number of workers, a Python integer."""
+    """The number of workers, a Python integer, whether they take part or not."""
     told = _COUNTED.get()
     if told:
         return told
@@ -314,15 +329,16 @@ def mean(tree: PyTree) -> PyTree:
     """The mean over all workers, the same for every worker and hence fit for the shared room.
 
     Low-precision values are accumulated in float32 and cast back; integers and booleans become
-    float32 means.
+    float32 means. Under `jd.faulty` it is over those who are there; over nobody it is 0.
     """
-    workers = count()
+    workers = headcount()
 
     def of(x: Any) -> jax.Array:
         x = jnp.asarray(x)
         out = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.dtype(jnp.float32)
         wide = x.astype(accumulation_dtype(out))
-        return (_total(wide, "mean") / workers).astype(out)
+        n = workers if isinstance(workers, int) else jnp.maximum(workers, 1).astype(wide.dtype)
+        return (_total(_present(wide), "mean") / n).astype(out)
 
     return jax.tree.map(of, tree)
 
@@ -330,14 +346,21 @@ def mean(tree: PyTree) -> PyTree:
 def total(tree: PyTree) -> PyTree:
     """The sum over all workers, the same for every worker and hence fit for the shared room.
 
-    Low-precision values are accumulated in float32 and cast back; integers stay integers.
+    Low-precision values are accumulated in float32 and cast back; integers stay integers. Under
+    `jd.faulty` it is over those who are there.
     """
 
     def of(x: Any) -> jax.Array:
         x = jnp.asarray(x)
-        return _total(x.astype(accumulation_dtype(x.dtype)), "total").astype(x.dtype)
+        return _total(_present(x.astype(accumulation_dtype(x.dtype))), "total").astype(x.dtype)
 
     return jax.tree.map(of, tree)
+
+
+def _present(x: jax.Array) -> jax.Array:
+    """This worker's term of a sum: zeros where it is away."""
+    who = presence.alive()
+    return x if who is None else jnp.where(who[index()], x, jnp.zeros_like(x))
 
 
 def _total(x: jax.Array, name: str) -> jax.Array:
@@ -391,7 +414,7 @@ def _gather(x: jax.Array, name: str) -> jax.Array:
 
 
 def scatter(tree: PyTree) -> PyTree:
-    """The sum over workers, of which each worker keeps its own share.
+    """The sum over workers (under `jd.faulty`: who are there), of which each keeps its own share.
 
     Args:
       tree: leaves `[count() * n, ...]`; worker `i` is to own rows `i * n` to `(i + 1) * n`.
@@ -418,7 +441,7 @@ def _scatter(x: jax.Array) -> jax.Array:
         summed = _scatter_devices(block.sum(0, dtype=block.dtype))
         return summed.reshape(len(block), -1, *summed.shape[1:]), True
 
-    wide = x.astype(accumulation_dtype(x.dtype))
+    wide = _present(x.astype(accumulation_dtype(x.dtype)))
     current = _SCOPE.get()
     if current is not None and current.reproducible:
         return ordered_sum(_exchange(wide.reshape(workers, -1, *x.shape[1:]))).astype(x.dtype)

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "errors": -1,
     "permutations": 0,
+    "presence": 0,
     "fault_plan": 0,
     "fail_fast": 0,
     "hangup": 0,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdist import worker
+from jaxdist import presence, worker
 from jaxdist.algorithms.server import Turn
 from jaxdist.clock import Clock, Tick, Times
 from jaxdist.errors import Refused
@@ -51,6 +51,11 @@ def open_book(clock: Clock) -> Book:
     none = jnp.zeros(workers, jnp.int32)
     bins = jnp.zeros(4 * workers, jnp.int32)
     return Book(clock.start(), jnp.int32(0), none, bins, jnp.float32(0))
+
+
+def arrives(clock: Clock, times: Times, *, bound: int | None = None) -> jax.Array:
+    """Whether this worker arrives in the next tick."""
+    return clock.tick(times, bound=bound, alive=presence.alive())[0].active[worker.index()]
 
 
 def reopen(clock: Clock, old: Book, fresh: Book) -> Book:

@@ -84,6 +84,8 @@ class Algorithm(NamedTuple):
         from the step. `jd.execute(..., overlap=True)` makes use of it.
       method: its name, where it is not that of the function that `update` was written in: of several
         methods that share one, and of a method inside another. Read it with `method_of`.
+      alive: `State` -> who takes part in this step, bool `[workers]`, the same for every worker; None:
+        everybody. Set by `jd.faulty`.
     """
 
     init: Callable[[Params], State]
@@ -97,6 +99,7 @@ class Algorithm(NamedTuple):
     resize: Resize | None = None
     branches: Branches | None = None
     method: str = ""
+    alive: Callable[[State], jax.Array] | None = None
 
 
 def method_of(algorithm: Algorithm) -> str:

@@ -3,6 +3,7 @@
 from typing import Never
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxdist import worker
@@ -78,18 +79,22 @@ def block_momentum(
             "block_learning_rate=1.0"
         )
 
-    def b() -> float:
-        return 1 - 1 / worker.count() if momentum is None else momentum
+    def kept(D: jax.Array) -> jax.Array:
+        """b D."""
+        if momentum is not None:
+            return momentum * D
+        n = jnp.maximum(jnp.asarray(worker.headcount()), 1)
+        return (1 - 1 / n.astype(D.dtype)) * D
 
     def update(updates, state, params=None):
-        D = jax.tree.map(lambda D, d: b() * D - block_learning_rate * d, state, updates)
+        D = jax.tree.map(lambda D, d: kept(D) - block_learning_rate * d, state, updates)
         if not nesterov:
             return D, D
-        return jax.tree.map(lambda D, d: b() * D - block_learning_rate * d, D, updates), D
+        return jax.tree.map(lambda D, d: kept(D) - block_learning_rate * d, D, updates), D
 
     def readout(state):
         y, D, _ = state.shared
-        return jax.tree.map(lambda y, D: y - b() * D, y, D) if nesterov else y
+        return jax.tree.map(lambda y, D: y - kept(D), y, D) if nesterov else y
 
     filtered = optax.GradientTransformation(lambda params: optax.tree.zeros_like(params), update)
     made = diloco(inner, filtered, period=period)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import buckets, reduction, waiting, worker
-from jaxdist.algorithms.arrivals import enter, open_book, reopen, report
+from jaxdist import buckets, presence, reduction, waiting, worker
+from jaxdist.algorithms.arrivals import arrives, enter, open_book, reopen, report
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -117,8 +117,11 @@ def elastic_averaging(
             z, x = rooms
             pull = jax.tree.map(lambda x, z: _pull(x, z, attraction), x, z)
             together = reduction.mean(pull)
+            n = jnp.asarray(worker.headcount())
             center = jax.tree.map(
-                lambda z, p: (z.astype(p.dtype) + p * worker.count()).astype(z.dtype), z, together
+                lambda z, p: (z.astype(p.dtype) + p * n.astype(p.dtype)).astype(z.dtype),
+                z,
+                together,
             )
             return center, worker.vary(pull)
 
@@ -158,7 +161,7 @@ def _by_arrivals(
 
     def update(grads, state: State, *, key, value, objective) -> State:
         (z, book), (x, inner_state) = state.shared, state.local
-        tick, times = clock.tick(book.times)
+        tick, times = clock.tick(book.times, alive=presence.alive())
         exchanges = tick.active & (times.counts % period == 0)
         pull_at = jnp.where(exchanges, tick.rank, clock.size)
         turn, book = enter(book, tick, times, pushes=exchanges, pull_at=pull_at)
@@ -201,7 +204,7 @@ def _by_arrivals(
         gradient_at=lambda state: state.local[0],
         update=update,
         readout=lambda state: state.shared[0],
-        active=lambda state: clock.tick(state.shared[1].times)[0].active[worker.index()],
+        active=lambda state: arrives(clock, state.shared[1].times),
         sends=lambda params, step: size_bytes(params),
         report=lambda state: report(state.shared[1]),
         resize=Resize(

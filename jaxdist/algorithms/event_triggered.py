@@ -94,7 +94,7 @@ def event_triggered(
         )
     if not 0 < decay <= 1:
         raise Refused(f"decay={decay!r} is not in 0 < decay <= 1; write for example decay=0.99")
-    listeners = _listeners(topology)
+    listens = _listens(topology)
 
     def init(params: Params) -> State:
         said = jax.tree.map(jnp.copy, params)
@@ -111,8 +111,10 @@ def event_triggered(
         said = jax.tree.map(lambda new, old: jnp.where(speaks, new, old), moved, said)
         mixed = mixing.mix(said, topology, state.step)
         params = jax.tree.map(lambda v, m, s: v + (m - s), moved, mixed, said)
-        due = speaks.astype(jnp.float32) * jnp.asarray(listeners, jnp.float32)[worker.index()]
-        part = worker.mean(due) / max(float(listeners.mean()), 1e-9)
+        there = worker.there().astype(jnp.float32)
+        heard = there * (there @ jnp.asarray(listens, there.dtype))  # by how many of those there
+        due = worker.total(jnp.where(speaks, heard[worker.index()], 0.0))
+        part = (due / jnp.maximum(heard.sum(), 1e-9)).astype(jnp.float32)
         return State(state.step + 1, part, (params, inner_state, said))
 
     return Algorithm(
@@ -130,14 +132,12 @@ def event_triggered(
     )
 
 
-def _listeners(topology: Topology) -> np.ndarray:
-    """How many ever listen to each worker."""
-    ever = {
-        (sender, receiver)
-        for one in topology.rounds
-        for sender, receiver in zip(one.senders.tolist(), one.receivers.tolist(), strict=True)
-    }
-    return np.bincount([sender for sender, _ in ever], minlength=topology.size)
+def _listens(topology: Topology) -> np.ndarray:
+    """Who ever listens to whom: bool [W, W], row = receiver."""
+    ever = np.zeros((topology.size, topology.size), bool)
+    for one in topology.rounds:
+        ever[one.receivers, one.senders] = True
+    return ever
 
 
 def _distance(one: Params, other: Params) -> jax.Array:

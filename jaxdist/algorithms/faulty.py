@@ -1,5 +1,6 @@
 """Any method under faults: links that drop messages, workers that are away."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -18,8 +19,16 @@ def faulty(algorithm: Algorithm, happens: faults.Faults) -> Algorithm:
     undirected graphs, where a link is lost both ways, the mean of the workers is preserved. On
     directed ones only push-sum preserves it.
 
-    A worker that is away takes no step: it computes nothing, hears nothing, and its local room stays
-    as it was. Reductions, the readout among them, are over those who are there.
+    A worker that is away takes no step: it computes nothing, hears nothing, its local room stays as it
+    was, and it counts for nothing. Means, votes, draws of clients and numbers of workers are of those
+    who are there; the clock of a server stands still for the others, and nobody waits for them. So with
+    some away for ever the method is what it would be with the others alone. At a step at which
+    nobody is there nothing moves. Faults may be put around a method that is faulty: all of them strike.
+
+    Where a worker keeps something for all, its absence has no meaning, and it is refused:
+    sharded_all_reduce, lbfgs, sharded servers, compressors whose second compression is shared out
+    (all but `top_k`, `random_k` and `dct_top_k`), `ef21`, one_bit_adam, relay. Compressed exchanges
+    with neighbors, and a delayed push_sum, can not bear lost messages either.
 
     Args:
       algorithm: any, for example `jd.gossip(optax.sgd(0.1), jd.topology.ring(8))`.
@@ -30,7 +39,7 @@ def faulty(algorithm: Algorithm, happens: faults.Faults) -> Algorithm:
 
     Raises:
       Refused: while tracing, workers that never come back and without whom the others fall into
-        groups; a named worker beyond the run; push_sum with a delay.
+        groups, or of whom nobody is left; a named worker beyond the run; a method as above.
 
     Communication:
       As the method: the program is one, and a lost message is one that is not used. A real network
@@ -54,34 +63,46 @@ def faulty(algorithm: Algorithm, happens: faults.Faults) -> Algorithm:
       5.4 (training on unreliable networks). arXiv:2110.04175
     """
 
-    def now(state: State) -> faults.Masks:
-        return faults.masks(happens, state.step, worker.count())
+    def strike(state: State) -> AbstractContextManager[None]:
+        """The faults of this step, and of what is inside: so that everything sees all of them."""
+        own = faults.masks(happens, state.step, worker.count())
+        inside = None if algorithm.alive is None else algorithm.alive(state)
+        return faults.happening(own, faults.Masks(inside, method=method_of(algorithm)))
 
-    def here(state: State) -> jax.Array:
-        alive = now(state).alive
-        return jnp.bool_(True) if alive is None else alive[worker.index()]
+    def alive(state: State) -> jax.Array:
+        with strike(state):
+            return worker.there()
 
     def active(state: State) -> jax.Array:
-        return here(state) if algorithm.active is None else here(state) & algorithm.active(state)
+        with strike(state):
+            who = worker.there()
+            # Where nobody is there all tell their loss, so that there is one; it moves nothing.
+            here = (who | ~who.any())[worker.index()]
+            return here if algorithm.active is None else here & algorithm.active(state)
 
     def update(grads, state: State, **given: Any) -> State:
-        with faults.happening(now(state)):
+        with strike(state):
             new = algorithm.update(grads, state, **given)
-        if happens.alive is None:
-            return new
-        stays = ~here(state)
-        local = jax.tree.map(
-            lambda new, old: jnp.where(stays, old, new), worker.vary(new.local), state.local
-        )
-        return State(new.step, new.shared, local)
+            if happens.alive is None:
+                return new
+            who = worker.there()
+        shared = _where(who.any(), new.shared, state.shared)
+        local = _where(who[worker.index()], worker.vary(new.local), state.local)
+        return State(new.step, shared, local)
 
     def readout(state: State) -> Params:
-        with faults.happening(now(state)):
+        with strike(state):
             return algorithm.readout(state)
 
+    away = happens.alive is not None
     return algorithm._replace(
         update=update,
         method=method_of(algorithm),
         readout=readout,
-        active=algorithm.active if happens.alive is None else active,
+        active=active if away or algorithm.active is not None else None,
+        alive=alive if away else algorithm.alive,
     )
+
+
+def _where(so: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda new, old: jnp.where(so, new, old), new, old)

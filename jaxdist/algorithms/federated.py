@@ -10,7 +10,7 @@ import optax
 from jax import lax
 from numpy.typing import ArrayLike
 
-from jaxdist import reduction, waiting, worker
+from jaxdist import presence, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -166,8 +166,8 @@ def federated(
             )
         return found
 
-    def delivers(round: jax.Array) -> jax.Array:
-        return drawn().delivers(round)[worker.index()]
+    def take_part(round: jax.Array) -> jax.Array:
+        return drawn().delivers(round, alive=presence.alive())
 
     def slot(round: jax.Array) -> jax.Array:
         """Which of its own clients this worker is: a row of its bank."""
@@ -182,8 +182,10 @@ def federated(
         counted = jnp.ones(who.workers)
         if weights is not None:
             counted = jnp.asarray(weights, counted.dtype)[who(round)]
-        counted = jnp.where(who.delivers(round), counted, 0)
-        share = (counted * who.workers / counted.sum())[worker.index()]
+        counted = jnp.where(take_part(round), counted, 0)
+        everybody = jnp.asarray(worker.headcount()).astype(counted.dtype)
+        total = counted.sum()
+        share = (counted * everybody / jnp.where(total > 0, total, 1))[worker.index()]
         return jax.tree.map(lambda d: share.astype(d.dtype) * d, d)
 
     def init(params: Params) -> State:
@@ -202,7 +204,9 @@ def federated(
         t = state.step
         round, last = t // local_steps, (t + 1) % local_steps == 0
 
-        here = delivers(round) if clients_per_round is not None else jnp.bool_(True)
+        here = jnp.bool_(True)
+        if clients_per_round is not None:
+            here = take_part(round)[worker.index()]
 
         corrected, dc, c_i, raw, bank = grads, (), (), (), ()
         if mu is not None:
@@ -278,7 +282,7 @@ def federated(
         readout=lambda state: state.shared[0],
         active=None
         if clients_per_round is None
-        else lambda state: delivers(state.step // local_steps),
+        else lambda state: take_part(state.step // local_steps)[worker.index()],
         sends=sends,
         waits=waiting.everyone(period=local_steps),
         resize=Resize(

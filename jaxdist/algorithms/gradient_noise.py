@@ -89,10 +89,13 @@ def noise_scale(
     def update(grads, state: State, *, key, value, objective) -> State:
         params, inner_state, noise, signal = state.shared
         mean, one, all_of_them = _norms(grads)
-        workers = worker.count()
-        new_noise = (one - all_of_them) * (workers / (workers - 1))
-        noise = decay * noise + (1 - decay) * new_noise
-        signal = decay * signal + (1 - decay) * (all_of_them - new_noise / workers)
+        workers = jnp.asarray(worker.headcount()).astype(noise.dtype)
+        others = jnp.maximum(workers - 1, 1)
+        new_noise = (one - all_of_them) * (workers / others)
+        # Where all others are away there is nobody to differ from, and nothing is learned.
+        keep = jnp.where(workers > 1, jnp.asarray(decay, noise.dtype), 1)
+        noise = keep * noise + (1 - keep) * new_noise
+        signal = keep * signal + (1 - keep) * (all_of_them - new_noise / jnp.maximum(workers, 1))
         params, inner_state = apply(inner, mean, inner_state, params, value=worker.mean(value))
         return State(state.step + 1, (params, inner_state, noise, signal), ())
 
@@ -182,12 +185,12 @@ def adascale(
     def update(grads, state: State, *, key, value, objective) -> State:
         params, inner_state, tau, _, one, all_of_them = state.shared
         mean, new_one, new_all = _norms(grads)
-        workers = worker.count()
-        keep = max(1 - workers / 1000, 0.0) if decay is None else decay
+        workers = jnp.asarray(worker.headcount()).astype(one.dtype)
+        keep = jnp.maximum(1 - workers / 1000, 0.0) if decay is None else decay
         one = keep * one + (1 - keep) * new_one
         all_of_them = keep * all_of_them + (1 - keep) * new_all
         gain = jnp.where(all_of_them > 0, one / jnp.where(all_of_them > 0, all_of_them, 1), 1)
-        gain = jnp.clip(gain, 1, workers)
+        gain = jnp.clip(gain, 1, jnp.maximum(workers, 1))
         factor = gain if schedule is None else gain * schedule(jnp.floor(tau))
         u, inner_state = updates(inner, mean, inner_state, params, value=worker.mean(value))
         u = jax.tree.map(lambda u: factor.astype(u.dtype) * u, u)

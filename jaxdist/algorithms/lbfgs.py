@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from jaxdist import waiting, worker
+from jaxdist import faults, waiting, worker
 from jaxdist.algorithms.base import Algorithm, Params, State, check_period, refuse_others, widest
 from jaxdist.algorithms.membership import recut, remade
 from jaxdist.errors import Refused
@@ -62,7 +62,8 @@ def lbfgs(
       worker's part of the pairs, and of the parameters and the gradient one step ago.
 
     Raises:
-      Refused: a memory or a number of trials below 1, an unknown line search, bounds out of order.
+      Refused: a memory or a number of trials below 1, an unknown line search, bounds out of order;
+        workers that may be away (`jd.faulty`), with whom their shares would be.
 
     Communication:
       With P = size(params) in at least float32 bytes, filled up to a multiple of W, per step: one
@@ -109,6 +110,14 @@ def lbfgs(
         return State(jnp.int32(0), shared, worker.vary((nothing, nothing, x, jnp.zeros_like(x))))
 
     def update(grads, state: State, *, key, value, objective) -> State:
+        faults.refuse_away(
+            "a share of the history is at one worker only", "write jd.all_reduce(optax.lbfgs())"
+        )
+        if value is None or objective is None:
+            raise Refused(
+                "jd.lbfgs searches along the loss, and was not given it; write "
+                "rule.update(grads, state, params, value=loss, value_fn=loss_of_params)"
+            )
         params = state.shared[0]
         S, Y, x_before, g_before = state.local
         flat = _flat(params)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdist import reduction, waiting, worker
+from jaxdist import faults, reduction, waiting, worker
 from jaxdist.algorithms.base import Algorithm, Params, State, check_period, refuse_others
 from jaxdist.algorithms.membership import REDUCED
 from jaxdist.compress import error_feedback, sign
@@ -48,7 +48,7 @@ def one_bit_adam(
       and of 1/W of it.
 
     Raises:
-      Refused: a warm-up of less than one step.
+      Refused: a warm-up of less than one step; workers that may be away (`jd.faulty`).
 
     Communication:
       Per step an all-reduce of size(params) bytes during the warm-up, in at least float32 (twice that
@@ -80,6 +80,10 @@ def one_bit_adam(
         return State(jnp.int32(0), (params, zeros, zeros, known), own)
 
     def update(grads, state: State, *, key, value, objective) -> State:
+        faults.refuse_away(
+            "the second of its two compressions is shared out over all",
+            "write jd.all_reduce(optax.adam(0.1))",
+        )
         params, m, v, known = state.shared
         t = state.step
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import mixing, reduction, worker
-from jaxdist.algorithms.arrivals import check_size
+from jaxdist import mixing, presence, reduction, worker
+from jaxdist.algorithms.arrivals import arrives, check_size
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -113,9 +113,11 @@ def pairwise(inner: optax.GradientTransformation, topology: Topology, *, clock: 
         times, missed, staleness = state.shared
         x, copy, inner_state = state.local
         t, me = state.step, worker.index()
-        tick, times = clock.tick(times)
+        alive = presence.alive()
+        tick, times = clock.tick(times, alive=alive)
         active = tick.active
         meets = active | active[jnp.asarray(partners)[t % pairs.period]]
+        meets = meets if alive is None else meets & alive
 
         moved, moved_state = apply(inner, grads, inner_state, x, value=value, objective=objective)
 
@@ -144,7 +146,7 @@ def pairwise(inner: optax.GradientTransformation, topology: Topology, *, clock: 
         gradient_at=lambda state: state.local[1],
         update=update,
         readout=lambda state: reduction.mean(state.local[0]),
-        active=lambda state: clock.tick(state.shared.times)[0].active[worker.index()],
+        active=lambda state: arrives(clock, state.shared.times),
         sends=lambda params, step: exchanges(pairs, step) * size_bytes(params),
         report=lambda state: {
             "simulated_seconds": state.shared.times.now,

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdist import worker
-from jaxdist.algorithms.arrivals import enter, open_book, reopen, report
+from jaxdist import presence, worker
+from jaxdist.algorithms.arrivals import arrives, enter, open_book, reopen, report
 from jaxdist.algorithms.base import Algorithm, Params, Resize, State
 from jaxdist.algorithms.membership import averaged, recut
 from jaxdist.algorithms.server import Server
@@ -76,7 +76,7 @@ def served(
     def update(grads, state: State, *, key, value, objective) -> State:
         shared, book = state.shared
         copy, sums, local = state.local
-        tick, times = clock.tick(book.times, bound=bound)
+        tick, times = clock.tick(book.times, bound=bound, alive=presence.alive())
         pushes = times.counts % push_every == 0
         pull_at = jnp.where(times.counts % pull_every == 0, tick.begins, clock.size)
         turn, book = enter(book, tick, times, pushes=pushes, pull_at=pull_at)
@@ -87,9 +87,6 @@ def served(
         shared, local, new = server.serve(shared, local, pushed(grads, copy), copy, turn)
         copy = pulled(jax.random.fold_in(key, me), new, copy)
         return State(state.step + 1, (shared, book), (copy, sums, local))
-
-    def active(state: State) -> jax.Array:
-        return clock.tick(state.shared[1].times, bound=bound)[0].active[worker.index()]
 
     def resized(state: State, fresh: State) -> State:
         shared, book = state.shared
@@ -106,7 +103,7 @@ def served(
         gradient_at=lambda state: state.local[0],
         update=update,
         readout=lambda state: server.readout(state.shared[0], state.local[2], state.local[0]),
-        active=active,
+        active=lambda state: arrives(clock, state.shared[1].times, bound=bound),
         sends=lambda params, step: server.sends(params, parts),
         report=lambda state: report(state.shared[1]),
         resize=Resize(

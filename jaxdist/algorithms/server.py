@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import buckets, worker
+from jaxdist import buckets, faults, worker
 from jaxdist.algorithms.base import Params, PyTree, apply, size_bytes
 from jaxdist.algorithms.shares import check_elementwise, join, split
 from jaxdist.errors import Refused
@@ -122,6 +122,9 @@ def _sharded(
         return (), worker.vary((own, inner.init(own)))
 
     def serve(shared, local, pushed, copy, turn):
+        faults.refuse_away(
+            "a share of a sharded server is at one worker only", 'write server="replicated"'
+        )
         # Row i of each: what worker i pushes to this worker's share.
         everyones = [worker.exchange(split(one, workers)) for one in pushed]
 

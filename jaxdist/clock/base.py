@@ -93,7 +93,13 @@ class Clock:
         left = self.seconds(count, jnp.broadcast_to(now, (self.size,)))
         return Times(now, left, count, jnp.asarray(times.rest))
 
-    def tick(self, times: Times, *, bound: int | jax.Array | None = None) -> tuple[Tick, Times]:
+    def tick(
+        self,
+        times: Times,
+        *,
+        bound: int | jax.Array | None = None,
+        alive: jax.Array | None = None,
+    ) -> tuple[Tick, Times]:
         """Lets time pass until the next worker would deliver for the second time.
 
         With f_i the moment at which worker i delivers and d_i how long its gradient after that takes,
@@ -110,16 +116,20 @@ class Clock:
           times: where the simulation is.
           bound: by how many gradients a worker may lead the slowest; 0: nobody begins before all have
             delivered; None: nobody waits.
+          alive: bool [W], who is there; None: everybody. For who is away time stands still, and nobody
+            waits for it: under a bound it comes back as one of the slowest.
 
         Returns:
           What happened, and where the simulation is then. Where all workers have stopped for ever
           nobody delivers and time stands still.
         """
-        now, left, count, rest = times
-        lead = count - count.min()
-        slowest = lead == 0
+        now, kept, count, rest = times
         never = jnp.zeros(self.size, bool)
-        waits = never if bound is None else lead > bound  # has not begun
+        there = ~never if alive is None else alive
+        left = jnp.where(there, kept, jnp.inf)
+        lead = count - _least(count, there)
+        slowest = (lead == 0) & there
+        waits = never if bound is None else (lead > bound) & there  # has not begun
         held = never if bound is None else lead + 1 > bound  # will have to wait, after delivering
         release = jnp.where(slowest, left, -jnp.inf).max()
         begin = jnp.where(held, jnp.maximum(left, release), left)
@@ -136,10 +146,17 @@ class Clock:
         begins = jnp.where(held & active, jnp.maximum(rank, released), begins)
         at = jnp.where(active, now + (left + rest), 0.0)
         passed = jnp.where(active, left, 0.0).max()
-        left = jnp.where(active, after, left) - passed
+        left = jnp.where(there, jnp.where(active, after, left) - passed, kept)
         now, rest = later(now, passed, rest)
         count = count + active.astype(jnp.int32)
+        if alive is not None and bound is not None:
+            count = jnp.where(there, count, jnp.maximum(count, _least(count, there)))
         return Tick(active, rank, at, begins), Times(now, left, count, rest)
+
+
+def _least(count: jax.Array, there: jax.Array) -> jax.Array:
+    """The fewest gradients that any of those who are there has delivered; of nobody, the fewest of all."""
+    return jnp.where(there | ~there.any(), count, jnp.iinfo(count.dtype).max).min()
 
 
 def duration(clock: Clock, count: jax.Array, start: jax.Array) -> jax.Array:

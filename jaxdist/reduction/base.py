@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from jaxdist import buckets, faults, worker
+from jaxdist import buckets, worker
 from jaxdist.compress.base import size_bytes
 
 PyTree = Any
@@ -34,13 +33,7 @@ def mean(tree: PyTree) -> PyTree:
       that in and out of every worker.
     """
     buffers, restore = buckets.pack(tree)
-    alive = faults.current().alive
-    if alive is None:
-        return restore(worker.mean(buffers))
-    here = alive[worker.index()]
-    part = jnp.mean(alive, dtype=jnp.float32)
-    present = [jnp.where(here, x, jnp.zeros_like(x)) for x in buffers]
-    return restore([x / part.astype(x.dtype) for x in worker.mean(present)])
+    return restore(worker.mean(buffers))
 
 
 def mean_bytes(tree: PyTree) -> int:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxdist import worker
+from jaxdist import faults, worker
 from jaxdist.compress.base import Compressor
 from jaxdist.compress.feedback import Feedback, PowerSGD
 from jaxdist.errors import Refused
@@ -49,6 +49,10 @@ def _remembering(how: Feedback) -> Reducer:
     ) -> tuple[PyTree, Memory]:
         known, (kept, second) = memory
         if how.rule == "ef21":
+            faults.refuse_away(
+                "everybody knows the mean of all estimates, also of those of who is away",
+                "write jd.compress.error_feedback in place of jd.compress.ef21",
+            )
             target = jax.tree.map(lambda x, h: x.astype(h.dtype) - h, tree, kept)
             new = average(target, compressor, key=key, residual=second)
             kept = jax.tree.map(jnp.add, kept, new.own)

@@ -16,7 +16,6 @@ from jax import lax
 
 from jaxdist import buckets, faults, keys, worker
 from jaxdist.compress.base import Compressor, decode_leaves, encode_leaves
-from jaxdist.errors import Refused
 from jaxdist.reduction.base import PyTree, mean, mean_bytes, wide_shape
 
 # No step and no leaf has this number: keys folded with it are for the second of two compressions.
@@ -51,16 +50,15 @@ def average(
     Communication:
       See `average_bytes`. Payloads of small leaves travel together.
     """
-    if faults.current().alive is not None:
-        raise Refused(
-            "a mean of compressed payloads waits for every worker, and can not run under jd.faulty with "
-            "workers that are away; leave the compressor out"
-        )
     if compressor.route == "sum":
         return _summed(tree, compressor, key)
     own_key = jax.random.fold_in(key, worker.index())
     if compressor.route == "gather":
         return _gathered(tree, compressor, own_key)
+    faults.refuse_away(
+        f"with {compressor!r} everybody averages a part for all",
+        "leave the compressor out, or take one whose payloads everybody gets: jd.compress.top_k(0.01)",
+    )
     return _exchanged(tree, compressor, own_key, residual)
 
 
@@ -97,14 +95,18 @@ def _gathered(tree: PyTree, compressor: Compressor, key: jax.Array) -> Average:
     payloads = encode_leaves(compressor, key, tree)
     buffers, restore = buckets.pack(payloads)
 
-    def add(total: PyTree, buffers: list[jax.Array]) -> tuple[PyTree, None]:
+    def add(total: PyTree, sent: tuple[jax.Array, list[jax.Array]]) -> tuple[PyTree, None]:
+        there, buffers = sent
         one = decode_leaves(compressor, restore(buffers), tree)
-        return jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, one), None
+        return jax.tree.map(
+            lambda t, x: t + jnp.where(there, x.astype(t.dtype), 0), total, one
+        ), None
 
     # One worker after the other: all of them decoded at once would be W times the parameters.
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide_shape(x).dtype), tree)
-    total, _ = lax.scan(add, zeros, worker.gather(buffers))
-    means = jax.tree.map(lambda t, x: (t / worker.count()).astype(x.dtype), total, tree)
+    total, _ = lax.scan(add, zeros, (worker.there(), worker.gather(buffers)))
+    n = jnp.maximum(worker.headcount(), 1)
+    means = jax.tree.map(lambda t, x: (t / n.astype(t.dtype)).astype(x.dtype), total, tree)
     return Average(means, decode_leaves(compressor, payloads, tree), ())
 
 

@@ -3,7 +3,6 @@
 import jax
 
 from jaxdist import buckets, faults, worker
-from jaxdist.errors import Refused
 from jaxdist.reduction.base import PyTree
 
 
@@ -23,11 +22,11 @@ def scattered_mean(rows: PyTree) -> PyTree:
       Every leaf once, in at least float32, as the operand of a reduce-scatter, small ones together; a
       ring moves (W - 1) / W of that in and out of every worker.
     """
-    if faults.current().alive is not None:
-        raise Refused(
-            "a share of the parameters is at one worker only, which jd.faulty may take away; write "
-            "jd.all_reduce(rule), or faults that lose messages only: jd.faults.link_loss(0.01, seed=0)"
-        )
+    faults.refuse_away(
+        "a share of the parameters is at one worker only",
+        "write jd.all_reduce(rule), or faults that lose messages only: "
+        "jd.faults.link_loss(0.01, seed=0)",
+    )
     wide = jax.tree.map(lambda x: x.astype(worker.accumulation_dtype(x.dtype)), rows)
     buffers, restore = buckets.pack(wide, leading=1)
     summed = restore(worker.scatter(buffers))

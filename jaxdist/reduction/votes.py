@@ -5,13 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdist import buckets, worker
+from jaxdist import buckets, presence, worker
 from jaxdist.compress import bits
 from jaxdist.reduction.base import PyTree
 
 
 def majority(tree: PyTree) -> PyTree:
     """The sign that most workers' numbers have, +1 or -1; 0 counts as +1, and so does a tie.
+
+    Under `jd.faulty` only those vote who are there.
 
     A bit can not say that a number is NaN: a byte beside the bits does, and every number of that leaf
     is NaN then.
@@ -25,7 +27,7 @@ def majority(tree: PyTree) -> PyTree:
     Communication:
       See `majority_bytes`: every worker counts the votes on its part.
     """
-    workers = worker.count()
+    workers, voters, alive = worker.count(), worker.headcount(), presence.alive()
     leaves, structure = jax.tree.flatten(tree)
     votes = []
     for x in leaves:
@@ -39,7 +41,10 @@ def majority(tree: PyTree) -> PyTree:
     for rows in restore(worker.exchange(buffers)):
         packed, spoiled = rows[:, :-1], rows[:, -1]
         ballots = bits.unpack(packed.ravel(), bits=1, size=8 * packed.size).reshape(workers, -1)
-        most = (2 * ballots.sum(0, dtype=jnp.int32) >= workers).astype(jnp.uint8)
+        if alive is not None:
+            ballots = jnp.where(alive[:, None], ballots, jnp.zeros_like(ballots))
+            spoiled = jnp.where(alive, spoiled, jnp.zeros_like(spoiled))
+        most = (2 * ballots.sum(0, dtype=jnp.int32) >= voters).astype(jnp.uint8)
         won.append(jnp.append(bits.pack(most, bits=1), spoiled.max()))
     buffers, restore = buckets.pack(won)
     results = []
