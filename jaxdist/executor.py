@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdist import batch_axes as axes_of_batch
 from jaxdist import keys, lanes, layout, reduction, rooms, verify, worker
-from jaxdist.algorithms.base import Algorithm, Params, State
+from jaxdist.algorithms.base import UPDATE, Algorithm, Params, State
 from jaxdist.clock import Clock
 from jaxdist.elapsed import timed
 from jaxdist.gradient import Loss, delivered, local_loss
@@ -29,8 +29,6 @@ PyTree = Any
 
 # XLA on CPU aborts the process when more than 32 steps with a collective are under way.
 STEPS_IN_FLIGHT = 8
-# Keys of update are folded with a number that is no worker's index: nobody's loss has this key.
-UPDATE = np.uint32(2**32 - 1)
 
 
 class Evaluation(NamedTuple):

@@ -6,13 +6,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import keys
-from jaxdist.algorithms.base import Algorithm, Params, State
+from jaxdist import keys, worker
+from jaxdist.algorithms.base import UPDATE, Algorithm, Params, State
 from jaxdist.errors import Refused
 
 
 def as_optax(algorithm: Algorithm, *, seed: int = 0) -> optax.GradientTransformationExtraArgs:
     """Runs an algorithm inside a loop that speaks optax, over a named axis called `worker`.
+
+    It takes the steps of `jd.execute` with one worker a device and the same seed, if the gradients are
+    the same. Of methods in which not all workers deliver at every step (a clock, `clients_per_round`,
+    `jd.faulty`) the gradients of those who do not are left out.
 
     The State lives in the optax state; the update returned is the algorithm's next point minus the
     caller's parameters, so that rounding does not add up. The State is what workers agree on: the
@@ -20,7 +24,8 @@ def as_optax(algorithm: Algorithm, *, seed: int = 0) -> optax.GradientTransforma
 
     Args:
       algorithm: any `Algorithm`.
-      seed: of the keys handed to the algorithm.
+      seed: of the keys handed to the algorithm, those of `jd.execute(..., seed=seed)`. What your loss
+        draws is yours.
 
     Returns:
       An optax transformation whose `update` must run inside `jax.pmap(..., axis_name="worker")` or a
@@ -56,8 +61,15 @@ def as_optax(algorithm: Algorithm, *, seed: int = 0) -> optax.GradientTransforma
     ) -> tuple[Any, Any]:
         if params is None:
             raise Refused("as_optax needs the parameters; write rule.update(grads, state, params)")
-        key = jax.random.fold_in(keys.key(seed), state.step)
+        # As the trainer has it: the same keys, and zeros of who does not deliver.
+        key = jax.random.fold_in(jax.random.fold_in(keys.key(seed), state.step), UPDATE)
+        if algorithm.active is not None:
+            updates, value = _delivered(worker.vary(algorithm.active(state)), (updates, value))
         new: State = algorithm.update(updates, state, key=key, value=value, objective=value_fn)
         return jax.tree.map(jnp.subtract, algorithm.gradient_at(new), params), new
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _delivered(active: jax.Array, values: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.where(active, x, jnp.zeros_like(x)), values)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxdist import keys, worker
@@ -14,6 +15,9 @@ from jaxdist.waiting import Waits
 
 PyTree = Any
 Params = Any
+
+# Keys of update are folded with a number that is no worker's index: nobody's loss has this key.
+UPDATE = np.uint32(2**32 - 1)
 
 
 class State(NamedTuple):
