@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdist import cluster, manifest, progress, store, stored_arrays
+from jaxdist import cluster, fail_fast, manifest, progress, store, stored_arrays
 from jaxdist.algorithms.base import check_period
-from jaxdist.errors import Refused
+from jaxdist.errors import NoRoom, NotFinite, NothingIntact, Refused
 
 PyTree = Any
 
@@ -48,10 +48,6 @@ class Restored(NamedTuple):
     step: int
     extra: dict[str, Any]
     said: tuple[str, ...]
-
-
-class NothingIntact(Refused):
-    """There are checkpoints, and none of them can be believed."""
 
 
 class Ready(NamedTuple):
@@ -89,10 +85,10 @@ def save(
       keep: how many steps, this one and those before it, to leave in the directory; None: all.
 
     Raises:
-      FloatingPointError: a leaf holds NaN; names it, and the worker. Nothing was touched.
+      NotFinite: a leaf holds NaN; names it, and the worker. Nothing was touched.
       Refused: a leaf that is no JAX array, an `extra` that JSON would change, a step that is there
         already. Nothing was touched.
-      OSError: the step could not be written, because the disk is full above all. The steps before it
+      NoRoom: the step could not be written, because the disk is full above all. The steps before it
         are as they were; what was written of it is removed.
     """
     check_period("step", step, least=0)
@@ -105,7 +101,7 @@ def ready(state: PyTree, *, extra: dict[str, Any] | None = None) -> Ready:
     """Checks a state that is to be saved; the arrays are its own, not copies.
 
     Raises:
-      FloatingPointError: as `save`.
+      NotFinite: as `save`.
       Refused: as `save`.
     """
     leaves = stored_arrays.named(state)
@@ -144,7 +140,7 @@ def write(
 
     Raises:
       Refused: as `save`.
-      OSError: as `save`.
+      NoRoom: as `save`.
     """
     root = _root(directory)
     afar, first = store.afar(root), jax.process_index() == 0
@@ -168,7 +164,7 @@ def write(
             if first or not afar:
                 saved = stored_arrays.write(here, step, arrays, ready.about, alone=bool(afar))
                 if not saved or not (here / str(step)).is_dir():
-                    raise OSError("Orbax did not write it")
+                    raise NoRoom("Orbax did not write it")
             if first:
                 manifest.write(here / str(step))
                 if copied:
@@ -176,13 +172,15 @@ def write(
                     store.upload(here / str(step), path, last=last, check=check, moved=copied.tell)
                 (root / SAVING).unlink()
     except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and fail_fast.runtime_failed(error):
+            raise  # of the coordinator: another process is gone, and no disk
         said = _not_saved(root, step, arrays, error)
         if first:
             # It makes room, and whatever it can not do is done by the next save.
             with contextlib.suppress(OSError):
                 check()
                 _clean(root)
-        raise OSError(said) from error
+        raise NoRoom(said) from error
     if first and keep is not None:
         # Newer steps are of a run that was given up: they neither count nor go.
         mine = [
@@ -337,7 +335,7 @@ def _check_values(leaves: list[tuple[str, Any]]) -> None:
             # Infinity is a value that rules start from (the best loss so far).
             checks.append((name, x, jnp.isnan(x).any()))
     if bad := [f"{name}{_whose(name, x)}" for name, x, nan in checks if bool(nan)]:
-        raise FloatingPointError(f"not saved, there is NaN in: {', '.join(bad)}")
+        raise NotFinite(f"not saved, there is NaN in: {', '.join(bad)}")
 
 
 def _whose(name: str, x: jax.Array) -> str:

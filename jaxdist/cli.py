@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxdist import store
+from jaxdist import fail_fast, store
 from jaxdist.commands import looking, printing, running
 
 # JAX and all that needs it are imported where they are used, so that a mistyped command costs nothing.
@@ -19,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 0 done, 1 stopped by a value that is not finite, 2 refused, 3 no checkpoint of those
       there are can be believed, 74 the disk is full or gone, with one line that says why on the error
-      stream; 75 stopped and saved, where something starts the job again; 130 interrupted.
+      stream; 75 stopped and saved, where something starts the job again; 130 interrupted. Any other
+      error is raised.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if not (code := printing.exit_code(error)):
+        if (code := printing.exit_code(error)) in (0, fail_fast.GO_ON):
             raise
         return _say(printing.said(error), code)
 

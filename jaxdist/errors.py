@@ -1,4 +1,4 @@
-"""The one error that means: what you asked for can not be."""
+"""The errors that jaxdist raises on purpose, each with an end of its own; any other keeps its traceback."""
 
 
 class Refused(ValueError):
@@ -15,6 +15,22 @@ class Refused(ValueError):
     ...     print(str(error).split(",")[0])
     jd.execute was given an optax rule
     """
+
+
+class NothingIntact(Refused):
+    """There are checkpoints, and none of them can be believed."""
+
+
+class NotFinite(FloatingPointError):
+    """A value of a run is NaN or infinite; the message names the step, the worker and the leaf."""
+
+
+class NoRoom(OSError):
+    """The disk, or the store, is full or gone: what was to be written is not there."""
+
+
+class NoMemory(MemoryError):
+    """A device has less memory than a step needs; the message names the ways out."""
 
 
 Refused.__module__ = "jaxdist"  # a traceback names it as users write it: jaxdist.Refused

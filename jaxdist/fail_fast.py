@@ -20,11 +20,14 @@ FAILED = 70  # the exit code after an error that nobody foresaw
 REFUSAL = 2
 NOTHING_INTACT = 3  # there are checkpoints, and none can be believed
 NO_ROOM = 74  # the disk is full, or gone
-# EX_TEMPFAIL, the same command goes on: who waited too long, or, where a restarter reads exit codes, who was
-# stopped and has saved.
+# EX_TEMPFAIL, the same command goes on: who waited too long, whom the runtime of JAX failed, or, where a
+# restarter reads exit codes, who was stopped and has saved.
 GO_ON = 75
 # Another try would only say the same: a line is enough.
 REFUSED = (NOT_FINITE, REFUSAL, NOTHING_INTACT, NO_ROOM)
+# By name, for nothing here imports JAX.
+RUNTIME_ERRORS = ("JaxRuntimeError", "XlaRuntimeError")
+FAILURES = ("INTERNAL:", "UNAVAILABLE:", "ABORTED:", "DEADLINE_EXCEEDED:")
 ERRORS = "JAXDIST_ERRORS"  # where a supervisor looks for errors
 ERROR = "error.json"
 STOPPED = "stopped"  # a file beside the errors: the step that was saved where steps are left
@@ -42,7 +45,7 @@ def leaving(
     """Inside, an error is told and ends the process; so is `sys.exit` of a config, but with 0 or nothing.
 
     Args:
-      code: `code(error)` -> the exit code of an error that was foreseen, else 0.
+      code: `code(error)` -> the exit code of an error that was foreseen, else 0: 70.
       who: `who()` -> the number of this process, and how many there are.
       now: `now()` -> the phase and the step.
       folder: the run's, where the first error of a job is kept as error.json.
@@ -101,6 +104,24 @@ def _leave(
         # The others end when the coordinator does: they may first say what they refuse.
         time.sleep(1.0)
     os._exit(code)
+
+
+def runtime_failed(error: BaseException) -> bool:
+    """Whether the runtime of JAX failed in the middle of a program: it may not, in another life.
+
+    Another process is gone, an exchange took too long, a host callback raised. JAX names its class before
+    the message, and raises some of these as ValueError, with its own frames taken away.
+
+    >>> runtime_failed(ValueError("INTERNAL: CpuCallback error calling callback: ..."))
+    True
+    >>> runtime_failed(ValueError("UNKNOWN: Gloo AllReduce failed: Connection closed by peer"))
+    True
+    >>> runtime_failed(ValueError("math domain error")), runtime_failed(KeyError("INTERNAL: x"))
+    (False, False)
+    """
+    runtimes = type(error) is ValueError or type(error).__name__ in RUNTIME_ERRORS
+    said = str(error)
+    return runtimes and (said.startswith(FAILURES) or "Gloo" in said)
 
 
 def supervised() -> bool:

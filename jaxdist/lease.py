@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdist import store
-from jaxdist.errors import Refused
+from jaxdist.errors import NoRoom, Refused
 
 LOCK = "lock"
 RENEW_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 5.0, 30.0, 1.0
@@ -48,7 +48,7 @@ def held(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Callab
     def check() -> None:
         if (found := _read(file)).get("token") != token:
             who = found.get("who", "somebody who removed its lock")
-            raise OSError(f"{folder} was taken over by {who}: this run stops, and commits nothing")
+            raise NoRoom(f"{folder} was taken over by {who}: this run stops, and commits nothing")
 
     def renew() -> None:
         beat = 0

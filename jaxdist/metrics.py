@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxdist import events, hangup, run_folder, store
+from jaxdist.errors import NoRoom
 from jaxdist.executor import Trainer
 
 PyTree = Any
@@ -92,7 +93,7 @@ def _lines(folder: Path) -> Iterator[tuple[Callable[[str], None], Callable[[], N
             with store.told(folder, file.name):
                 os.fsync(lines.fileno())
             if not file.exists():
-                raise OSError(f"{folder} is gone, and the run with it: it was removed while it ran")
+                raise NoRoom(f"{folder} is gone, and the run with it: it was removed while it ran")
 
         yield append, sync
 

@@ -64,7 +64,7 @@ def locked(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Call
             try:
                 lock = lease.held(folder, say=say) if store.afar(folder) else _lock(folder)
                 check = held.enter_context(lock)
-            except ValueError as error:
+            except Refused as error:
                 refused = error
         _agree("lock", refused)
         _check_shared(folder)
@@ -130,7 +130,7 @@ def check(folder: Path, *, keywords: dict[str, Any], source: str) -> None:
     if cluster.place()[0] == 0:
         try:
             _holds(folder, keywords=keywords, source=source)
-        except ValueError as error:
+        except Refused as error:
             refused = error
     _agree("check", refused)
 
@@ -264,7 +264,7 @@ def replace(file: Path, text: str) -> None:
     """Writes a file so that a kill leaves the old text or the new one, and nothing between.
 
     Raises:
-      OSError: it could not be written; says how much room there is. The old text is still there.
+      NoRoom: it could not be written; says how much room there is. The old text is still there.
     """
     with store.told(file.parent, file.name):
         store.write(file, text)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdist import checkpoint, store
+from jaxdist.errors import NotFinite
 
 PyTree = Any
 
@@ -79,8 +80,8 @@ def saving(
             return
         try:
             about, arrays = checkpoint.ready(state)
-        except FloatingPointError as error:
-            raise FloatingPointError(f"step {step}: {error}") from error
+        except NotFinite as error:
+            raise NotFinite(f"step {step}: {error}") from error
         if not behind:
             return write(directory, step, checkpoint.Ready(about, arrays))
         copy = jax.tree.map(_on_host, arrays) if alone else jax.block_until_ready(_copied(arrays))

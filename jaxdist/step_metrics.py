@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxdist.errors import NotFinite
 from jaxdist.executor import Trainer
 
 PyTree = Any
@@ -36,7 +37,7 @@ def lines(
       `(step, line)`, in order.
 
     Raises:
-      FloatingPointError: at the first step with a loss or gradient that is not finite; names it, the
+      NotFinite: at the first step with a loss or gradient that is not finite; names it, the
         worker and the leaf.
     """
     if not steps:
@@ -106,7 +107,7 @@ def check_finite(step: int, finite: np.ndarray, params: PyTree, *, of: str = "gr
       of: what the leaves are.
 
     Raises:
-      FloatingPointError: names the step, the worker and the leaf.
+      NotFinite: names the step, the worker and the leaf.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     names = [f"{of}{jax.tree_util.keystr(path)}" for path, _ in leaves]
@@ -114,7 +115,7 @@ def check_finite(step: int, finite: np.ndarray, params: PyTree, *, of: str = "gr
     bad = np.argwhere(~finite)
     if len(bad):
         worker, leaf = bad[0]
-        raise FloatingPointError(
+        raise NotFinite(
             f"step {step}: worker {worker} has a value that is not finite in its {names[leaf]} "
             f"({len(bad)} such values in all workers and leaves); the checkpoints before it are "
             "kept; look at the data of this step, or write a smaller learning rate"

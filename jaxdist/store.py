@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from jaxdist.errors import Refused
+from jaxdist.errors import NoRoom, Refused
 
 # What pip is to install for a scheme, where fsspec itself does not say.
 PACKAGES = {
@@ -82,7 +82,7 @@ def answering() -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise NoRoom(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def afar(path: Path) -> Any:
@@ -227,7 +227,7 @@ def told(folder: Path, what: str) -> Iterator[None]:
     except OSError as error:
         free = free_bytes(folder)
         room = f"no {folder}" if free is None else f"{free:,} bytes free"
-        raise OSError(
+        raise NoRoom(
             f"{what} was not written in {folder}: {error.strerror or error}; there is {room}; make room, "
             "and write the same command again"
         ) from error

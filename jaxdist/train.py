@@ -51,9 +51,9 @@ def train(
     Raises:
       Refused: the folder holds another experiment, or is in use, or the first batch is not fit to
         train on. Nothing was changed.
-      FloatingPointError: a loss, a gradient or a parameter is not finite; names step, worker and
+      NotFinite: a loss, a gradient or a parameter is not finite; names step, worker and
         leaf. What was saved before is still there.
-      OSError: the disk is full, or the folder is gone; says how much room there is.
+      NoRoom: the disk is full, or the folder is gone; says how much room there is.
     """
     with run_folder.locked(folder, say=say) as check, stopping.asked(say) as stop:
         return _train(config, folder, resume, check, stop, say, watch)

@@ -1,6 +1,7 @@
 """The lines that commands print, and how they refuse."""
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -8,9 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from jaxdist import fail_fast, hangup
-from jaxdist.errors import Refused
-
-PACKAGE = Path(__file__).parents[1]
+from jaxdist.errors import NoMemory, NoRoom, NotFinite, NothingIntact, Refused
 
 
 def refuse(message: str) -> NoReturn:
@@ -49,10 +48,10 @@ def memory_explained() -> Iterator[None]:
     """Inside, XLA's dump for want of device memory becomes a line with three ways out."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # either, as `fail_fast.runtime_failed` says
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise MemoryError(
+        raise NoMemory(
             f"out of device memory: {str(error).splitlines()[0][:200]}; jaxdist inspect CONFIG shows what a "
             "step needs. Three ways out: a smaller batch (or jd.execute(accumulate=...), parts of it), "
             "jax.checkpoint around layers of the loss, or a worker spread over devices by a mesh axis "
@@ -61,16 +60,19 @@ def memory_explained() -> Iterator[None]:
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code of what a line is enough for; 0: it needs its traceback."""
-    if isinstance(error, FloatingPointError):
+    """The exit code of an error that was foreseen; 0: of any other.
+
+    For all but `fail_fast.GO_ON`, which may come of a mistake in a host callback, a line is enough.
+    """
+    if isinstance(error, NotFinite):
         return fail_fast.NOT_FINITE
-    if type(error).__name__ == "NothingIntact":  # naming the class would import JAX
+    if isinstance(error, NothingIntact):
         return fail_fast.NOTHING_INTACT
-    # Subclasses are of files that are missing or not allowed: somebody's mistake, with its place.
-    if type(error) is OSError and _ours(error):
+    if isinstance(error, NoRoom) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return fail_fast.NO_ROOM
-    refused = isinstance(error, ValueError | TypeError | MemoryError) and _ours(error)
-    return 2 if refused or _no_backend(error) else 0
+    if isinstance(error, Refused | NoMemory) or _no_backend(error):
+        return fail_fast.REFUSAL
+    return fail_fast.GO_ON if fail_fast.runtime_failed(error) else 0
 
 
 def said(error: BaseException) -> str:
@@ -89,14 +91,6 @@ def _no_backend(error: BaseException) -> bool:
     if isinstance(error, AssertionError):
         return _raised_in(error).name == "xla_bridge.py"
     return isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error)
-
-
-def _ours(error: BaseException) -> bool:
-    """Whether jaxdist itself refused something; a mistake inside a config keeps its traceback."""
-    if "Gloo" in str(error):
-        # Another process is gone. JAX raises a ValueError, and takes its own frames away.
-        return False
-    return _raised_in(error).is_relative_to(PACKAGE)
 
 
 def _raised_in(error: BaseException) -> Path:
