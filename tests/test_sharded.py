@@ -171,9 +171,12 @@ REFUSED_ON_MATRICES = {
 
 @pytest.mark.parametrize("name", REFUSED_ON_MATRICES)
 def test_a_rule_for_matrices_is_refused_before_anything_is_compiled(standard_promotion, name):
-    trainer = jd.execute(jd.sharded_all_reduce(REFUSED_ON_MATRICES[name]()), loss, workers=4)
-    with pytest.raises(ValueError, match=re.escape("jd.all_reduce(rule)")):
-        trainer.init(start())
+    def begin():
+        rule = jd.sharded_all_reduce(REFUSED_ON_MATRICES[name]())
+        return jd.execute(rule, loss, workers=4).init(start())
+
+    with pytest.raises(jd.Refused, match=re.escape("jd.all_reduce(rule)")):
+        begin()
 
 
 def test_workers_that_may_be_away_are_refused_and_lost_messages_change_nothing():

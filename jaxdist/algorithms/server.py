@@ -9,6 +9,7 @@ Li et al., Scaling Distributed Machine Learning with the Parameter Server, OSDI 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -18,7 +19,8 @@ from jax import lax
 
 from jaxdist import buckets, faults, worker
 from jaxdist.algorithms.base import Params, PyTree, apply, size_bytes
-from jaxdist.algorithms.shares import check_elementwise, join, split
+from jaxdist.algorithms.elementwise import check_elementwise
+from jaxdist.algorithms.shares import join, split
 from jaxdist.errors import Refused
 
 Placement = Literal["replicated", "sharded"]
@@ -83,8 +85,11 @@ def make_server(
         )
     if placement == "replicated":
         return _replicated(inner, gradient)
-    check_elementwise(inner, where="a sharded server", instead="server='replicated'")
-    return _sharded(inner, gradient, workers)
+    check = partial(
+        check_elementwise, inner, where="a sharded server", instead="server='replicated'"
+    )
+    check()
+    return _sharded(inner, gradient, workers, check)
 
 
 def _replicated(inner: optax.GradientTransformation, gradient: Callable[..., PyTree]) -> Server:
@@ -115,10 +120,15 @@ def _replicated(inner: optax.GradientTransformation, gradient: Callable[..., PyT
 
 
 def _sharded(
-    inner: optax.GradientTransformation, gradient: Callable[..., PyTree], workers: int
+    inner: optax.GradientTransformation,
+    gradient: Callable[..., PyTree],
+    workers: int,
+    check: Callable[..., None],
 ) -> Server:
     def init(params):
         own = [rows[worker.index()] for rows in split(params, workers)]
+        dtypes = [x.dtype for x in own]
+        check(params, own, of=[dtypes.index(x.dtype) for x in jax.tree.leaves(params)])
         return (), worker.vary((own, inner.init(own)))
 
     def serve(shared, local, pushed, copy, turn):

@@ -5,7 +5,6 @@ from typing import Any, Never
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxdist import reduction, waiting, worker
@@ -19,9 +18,9 @@ from jaxdist.algorithms.base import (
     refuse_others,
     size_bytes,
 )
+from jaxdist.algorithms.elementwise import check_elementwise
 from jaxdist.algorithms.membership import recut, remade
-from jaxdist.algorithms.shares import check_elementwise, rows, unrows
-from jaxdist.errors import Refused
+from jaxdist.algorithms.shares import rows, unrows
 
 
 def sharded_all_reduce(inner: optax.GradientTransformation, *others: Never) -> Algorithm:
@@ -45,7 +44,7 @@ def sharded_all_reduce(inner: optax.GradientTransformation, *others: Never) -> A
     depend on that number's gradients and on nothing else. Adam, Lion, Adagrad, momentum, weight
     decay, schedules and `optax.clip` are. Norms (`optax.clip_by_global_norm`), trust ratios, rules
     for matrices (Muon, Adafactor), masks by shape, noise, and `optax.apply_if_finite` are not, and
-    are refused: `inner` is tried on small arrays of the parameters' structure, whole and in parts.
+    are refused: the program of `inner` is read, for the parameters and for a part of them.
 
     Args:
       inner: the rule that turns the mean gradient into an update; elementwise. Its memory is split.
@@ -84,10 +83,10 @@ def sharded_all_reduce(inner: optax.GradientTransformation, *others: Never) -> A
         inner,
         where="jd.sharded_all_reduce",
         instead="jd.all_reduce(rule)",
-        value=np.float32(1),
+        value=jnp.zeros(()),
     )
     check()
-    tried: set[Any] = set()  # init is traced several times, and the trial takes a second
+    tried: set[Any] = set()  # init is traced several times
 
     def own(params: Params) -> PyTree:
         return jax.tree.map(lambda x: x[worker.index()], rows(params, worker.count()))
@@ -96,8 +95,7 @@ def sharded_all_reduce(inner: optax.GradientTransformation, *others: Never) -> A
         leaves, structure = jax.tree.flatten(params)
         kind = structure, *(x.shape for x in leaves), worker.count()
         if kind not in tried:
-            check(params)
-            _check_sizes(inner, params)
+            check(params, jax.eval_shape(own, params), of=range(len(leaves)))
             tried.add(kind)
         return State(jnp.int32(0), params, worker.vary(inner.init(own(params))))
 
@@ -126,21 +124,3 @@ def sharded_all_reduce(inner: optax.GradientTransformation, *others: Never) -> A
             recut, "what is shared goes on; the memory of the rule is cut into new shares"
         ),
     )
-
-
-def _check_sizes(inner: optax.GradientTransformation, params: Params) -> None:
-    """Refuses a rule whose memory of large arrays is of another kind than that of flat parts."""
-    workers = worker.count()
-    parts = jax.eval_shape(
-        lambda params: jax.tree.map(lambda x: x[0], rows(params, workers)), params
-    )
-    whole, part = (jax.tree.leaves(jax.eval_shape(inner.init, x)) for x in (params, parts))
-    fits = len(whole) == len(part) and all(
-        b.size in (a.size, -(-a.size // workers)) for a, b in zip(whole, part, strict=True)
-    )
-    if not fits:
-        raise Refused(
-            "jd.sharded_all_reduce runs inner on flat parts of the parameters, of which this rule would "
-            "keep something else than of whole matrices; write jd.all_reduce(rule), or an elementwise "
-            "rule, for example optax.adam(0.1)"
-        )
