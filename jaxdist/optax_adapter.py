@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdist import keys, worker
-from jaxdist.algorithms.base import UPDATE, Algorithm, Params, State
+from jaxdist.algorithms.base import UPDATE, Algorithm, Params, State, check_real
 from jaxdist.errors import Refused
 
 
@@ -48,6 +48,7 @@ def as_optax(algorithm: Algorithm, *, seed: int = 0) -> optax.GradientTransforma
     """
 
     def init(params: Params) -> Any:
+        check_real(params)
         return algorithm.init(params)
 
     def update(

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxdist import keys, worker
-from jaxdist.algorithms.base import Algorithm, Params, State
+from jaxdist.algorithms.base import Algorithm, Params, State, check_real
 from jaxdist.errors import Refused
 
 PyTree = Any
@@ -75,20 +75,15 @@ def as_params(params: Params) -> Params:
                 f"the parameter params{jax.tree_util.keystr(path)} is {type(x).__name__} {x!r}, not an "
                 "array of numbers; give init only what is to be trained"
             ) from error
-        if jnp.issubdtype(array.dtype, jnp.complexfloating):
-            name = f"params{jax.tree_util.keystr(path)}"
-            raise Refused(
-                f"{name} is {array.dtype}: expected real parameters, for JAX's gradient of a complex one "
-                "points up its imaginary part; keep two real leaves, and in the loss write "
-                "jax.lax.complex(params['real'], params['imag'])"
-            )
         return jax.lax.convert_element_type(array, array.dtype)  # drops a Python scalar's weak type
 
     if not jax.tree.leaves(params):
         raise Refused(
             f"params={params!r} holds no arrays; give trainer.init the parameters of the model"
         )
-    return jax.tree_util.tree_map_with_path(of, params)
+    arrays = jax.tree_util.tree_map_with_path(of, params)
+    check_real(arrays)
+    return arrays
 
 
 def check_alive(state: PyTree) -> None:

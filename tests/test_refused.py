@@ -149,6 +149,12 @@ def test_complex_parameters_are_refused_by_name(name):
             call(COMPLEX[name])
 
 
+def test_they_are_in_an_optax_loop_too():
+    rule = jd.as_optax(jd.all_reduce(optax.sgd(0.1)))
+    with pytest.raises(jd.Refused, match="is complex64: expected real"):
+        rule.init(jnp.ones(3, jnp.complex64))
+
+
 def test_real_parts_of_a_complex_model_are_trained():
     def energy(params, target, key):
         return jnp.sum(jnp.abs(lax.complex(params["real"], params["imag"])) ** 2), {}

@@ -12,87 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
+from floors import FLOORS
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A module imports from floors strictly below its own, or from its own package folder. The key is a
-# module or a package under jaxdist; the longest match counts.
-FLOORS = {
-    "errors": -1,
-    "permutations": 0,
-    "presence": 0,
-    "fault_plan": 0,
-    "fail_fast": 0,
-    "hangup": 0,
-    "connections": 0,
-    "peers": 0,
-    "rank": 0,
-    "manifest": 0,
-    "targets": 0,
-    "store": 1,
-    "lease": 2,
-    "events": 2,
-    "progress": 2,
-    "rows": 1,
-    "keys": 0,
-    "watchdog": 1,
-    "cluster": 1,
-    "topology": 1,
-    "clock": 1,
-    "cohort": 1,
-    "network": 1,
-    "balance": 2,
-    "scaling": 2,
-    "worker": 2,
-    "frozen": 2,
-    "launch": 3,
-    "meeting": 3,
-    "waiting": 2,
-    "buckets": 3,
-    "faults": 3,
-    "compress": 3,
-    "isolated": 3,
-    "gradient": 4,
-    "batch_axes": 4,
-    "put_batch": 4,
-    "layout": 3,
-    "models": 3,
-    "data": 3,
-    "mixing": 4,
-    "reduction": 4,
-    "algorithms": 5,
-    "optax_adapter": 6,
-    "audit": 6,
-    "lanes": 6,
-    "catalogue": 6,
-    "verify": 6,
-    "rooms": 6,
-    "elapsed": 6,
-    "executor": 7,
-    "plan": 7,
-    "run_folder": 7,
-    "stored_arrays": 7,
-    "checkpoint": 8,
-    "feed": 8,
-    "handshake": 8,
-    "metrics": 8,
-    "step_metrics": 8,
-    "resize": 8,
-    "stopping": 8,
-    "tasks": 8,
-    "doctor": 9,
-    "experiment": 9,
-    "report": 9,
-    "saving": 9,
-    "resuming": 9,
-    "status": 9,
-    "submit": 9,
-    "inheriting": 10,
-    "train": 10,
-    "commands": 11,
-    "cli": 12,
-    "__main__": 13,
-}
 FOLDERS = ("jaxdist", "tests", "examples", "benchmarks", "configs")
 LINES, MEDIAN = 500, 300
 COLLECTIVES = {"psum", "pmean", "pmin", "pmax", "psum_scatter", "ppermute", "pshuffle"}
@@ -159,7 +82,7 @@ def floors(path: str, source: str) -> list[str]:
         return []  # jaxdist/__init__.py gathers all floors
     here = floor_of(own)
     if here is None:
-        return [f"{path}: jaxdist.{'.'.join(own)} has no floor: give it one in FLOORS of this test"]
+        return [f"{path}: jaxdist.{'.'.join(own)} has no floor: give it one in tests/floors.py"]
     wrong = []
     for line, name in imports(path, ast.parse(source)):
         other = name.split(".")[1:]

@@ -124,6 +124,17 @@ def method_of(algorithm: Algorithm) -> str:
     return outside.replace("<locals>.", "")
 
 
+def check_real(params: Params) -> None:
+    """Refuses complex parameters, down whose imaginary part JAX's gradient does not point."""
+    for path, x in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
+            raise Refused(
+                f"params{jax.tree_util.keystr(path)} is {jnp.result_type(x)}: expected real parameters, for "
+                "JAX's gradient of a complex one points up its imaginary part; keep two real leaves, and "
+                "in the loss write jax.lax.complex(params['real'], params['imag'])"
+            )
+
+
 def size_bytes(params: Params) -> int:
     """How many bytes the arrays of a pytree hold.
 
