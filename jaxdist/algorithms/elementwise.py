@@ -22,76 +22,13 @@ Term = int
 # Names an expression: the same number for the same one.
 Named = Callable[..., Term]
 
-ELEMENTWISE = (
-    *(
-        "abs",
-        "add",
-        "add_any",
-        "and",
-        "cbrt",
-        "ceil",
-        "clamp",
-        "convert_element_type",
-        "copy",
-        "copy_p",
-    ),
-    *(
-        "div",
-        "eq",
-        "exp",
-        "exp2",
-        "expm1",
-        "floor",
-        "ge",
-        "gt",
-        "integer_pow",
-        "is_finite",
-        "le",
-        "log",
-    ),
-    *(
-        "log1p",
-        "logistic",
-        "lt",
-        "max",
-        "min",
-        "mul",
-        "ne",
-        "neg",
-        "nextafter",
-        "not",
-        "or",
-        "pow",
-        "rem",
-    ),
-    *("round", "rsqrt", "select_n", "sign", "sqrt", "square", "sub", "tanh", "xor"),
-    *(
-        "acos",
-        "acosh",
-        "asin",
-        "asinh",
-        "atan",
-        "atan2",
-        "atanh",
-        "cos",
-        "cosh",
-        "sin",
-        "sinh",
-        "tan",
-    ),
-    *(
-        "complex",
-        "conj",
-        "digamma",
-        "erf",
-        "erf_inv",
-        "erfc",
-        "imag",
-        "lgamma",
-        "real",
-        "reduce_precision",
-    ),
-)
+OPERATIONS = """
+    abs add add_any and cbrt ceil clamp convert_element_type copy copy_p div eq exp exp2 expm1 floor
+    ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not or pow rem
+    round rsqrt select_n sign sqrt square sub tanh xor acos acosh asin asinh atan atan2 atanh cos
+    cosh sin sinh tan complex conj digamma erf erf_inv erfc imag lgamma real reduce_precision
+"""
+ELEMENTWISE = frozenset(OPERATIONS.split())
 # What these make of equal numbers is equal numbers; the first two leave an array of that shape as it is.
 MOVES = ("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "slice", "rev")
 STILL = MOVES[:2]
@@ -173,9 +110,8 @@ def check_elementwise(
         except UNFIT as error:
             if unknown:
                 return
-            if "required keyword-only arg" in str(
-                error
-            ):  # of a line search: the loss, the gradient
+            # A line search asks for the loss and the gradient.
+            if "required keyword-only arg" in str(error):
                 raise _refused(str(error), where, instead) from error
             raise
         try:
