@@ -77,7 +77,8 @@ def federated(
 
     `outer=None` means z <- z - d, the weighted mean: FedAvg. `outer=optax.adam(...)` is FedAdam, and so
     for any optax rule: FedOpt. `inner` begins each round afresh, as the papers' clients keep nothing
-    (random keys in it go on). Where the clients' data differ they drift apart within a round, and
+    (random keys in it go on): **a schedule of the learning rate inside it starts anew each round**, and
+    never comes beyond step `local_steps`. Where the clients' data differ they drift apart within a round, and
     the mean stops short of the common minimum; two corrections of g_i are known:
 
         jd.fedprox(mu)    g_i + mu (x_i - z)
