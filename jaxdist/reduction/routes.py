@@ -17,6 +17,7 @@ from jax import lax
 from jaxdist import buckets, faults, keys, worker
 from jaxdist.compress.base import Compressor, decode_leaves, encode_leaves
 from jaxdist.reduction.base import PyTree, mean, mean_bytes, wide_shape
+from jaxdist.reduction.parts import Parts, cut, decode_each, decode_own, encode_each, encode_own
 
 # No step and no leaf has this number: keys folded with it are for the second of two compressions.
 SECOND = np.uint32(2**32 - 1)
@@ -71,7 +72,7 @@ def average_bytes(tree: PyTree, compressor: Compressor) -> int:
     if compressor.route == "gather":
         return compressor.bytes(tree)
     workers = worker.count()
-    parts = [_part(x, x.dtype) for x in jax.tree.leaves(tree)]
+    parts = [cut(x, workers).like for x in jax.tree.leaves(tree)]
     return workers * compressor.bytes(parts) + compressor.bytes([wide_shape(p) for p in parts])
 
 
@@ -79,7 +80,8 @@ def second_residual(tree: PyTree, compressor: Compressor) -> PyTree:
     """Zeros of the shape of what the second compression can leave out; () where there is none."""
     if compressor.route != "exchange":
         return ()
-    return [jnp.zeros(p.shape, p.dtype) for p in map(wide_shape, map(_part, jax.tree.leaves(tree)))]
+    parts = [wide_shape(cut(x, worker.count()).like) for x in jax.tree.leaves(tree)]
+    return [jnp.zeros(p.shape, p.dtype) for p in parts]
 
 
 def _summed(tree: PyTree, compressor: Compressor, key: jax.Array) -> Average:
@@ -111,49 +113,44 @@ def _gathered(tree: PyTree, compressor: Compressor, key: jax.Array) -> Average:
 
 
 def _exchanged(tree: PyTree, compressor: Compressor, key: jax.Array, residual: PyTree) -> Average:
-    workers = worker.count()
+    workers, me = worker.count(), worker.index()
     leaves, structure = jax.tree.flatten(tree)
-    parts = [_part(x, x.dtype) for x in leaves]
-    owned = [wide_shape(p) for p in parts]
+    cuts = [cut(x, workers) for x in leaves]
+    owned = [c.astype(wide_shape(x).dtype) for c, x in zip(cuts, leaves, strict=True)]
 
-    def decode(payloads: list[PyTree], likes: list[Any]) -> list[jax.Array]:
-        """Of every leaf `[workers, part]`, as many payloads having been stacked."""
-        return [
-            jax.vmap(lambda p, like=like: compressor.decode(p, like))(p)
-            for p, like in zip(payloads, likes, strict=True)
-        ]
+    def whole(payloads: list[PyTree], cuts: list[Parts]) -> PyTree:
+        """What the payloads of all parts stand for."""
+        found = [decode_each(compressor, p, c) for p, c in zip(payloads, cuts, strict=True)]
+        shaped = [f.reshape(x.shape).astype(x.dtype) for f, x in zip(found, leaves, strict=True)]
+        return jax.tree.unflatten(structure, shaped)
 
-    def whole(rows: list[jax.Array]) -> PyTree:
-        trimmed = [
-            r.ravel()[: x.size].reshape(x.shape).astype(x.dtype)
-            for r, x in zip(rows, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(structure, trimmed)
+    def own(payload: PyTree, parts: Parts) -> jax.Array:
+        return decode_own(compressor, payload, parts, me)
 
-    payloads = []
-    for i, (x, part) in enumerate(zip(leaves, parts, strict=True)):
-        rows = jnp.pad(x.ravel(), (0, workers * part.size - x.size)).reshape(workers, -1)
-        keys = jax.random.split(jax.random.fold_in(key, i), workers)
-        payloads.append(jax.vmap(compressor.encode)(keys, rows))
+    payloads = [
+        encode_each(compressor, jax.random.split(jax.random.fold_in(key, i), workers), x, parts)
+        for i, (x, parts) in enumerate(zip(leaves, cuts, strict=True))
+    ]
     buffers, restore = buckets.pack(payloads, leading=1)
-    received = decode(restore(worker.exchange(buffers)), owned)
-    means = [worker.ordered_sum(rows) / workers for rows in received]
+    received = restore(worker.exchange(buffers))
+    means = [
+        worker.ordered_sum(jax.vmap(partial(own, parts=parts))(p)) / workers
+        for p, parts in zip(received, owned, strict=True)
+    ]
     if residual:
         means = [m + r for m, r in zip(means, residual, strict=True)]
 
-    again = encode_leaves(compressor, jax.random.fold_in(key, SECOND), means)
+    second = jax.random.fold_in(key, SECOND)
+    again = [
+        encode_own(compressor, jax.random.fold_in(second, i), m, parts, me)
+        for i, (m, parts) in enumerate(zip(means, owned, strict=True))
+    ]
     if residual:
-        sent = decode_leaves(compressor, again, means)
-        residual = [m - s for m, s in zip(means, sent, strict=True)]
+        residual = [m - own(p, parts) for m, p, parts in zip(means, again, owned, strict=True)]
     buffers, restore = buckets.pack(again)
-    everywhere = decode(restore(worker.gather(buffers)), owned)
-    return Average(whole(everywhere), whole(decode(payloads, parts)), residual)
+    everywhere = restore(worker.gather(buffers))
+    return Average(whole(everywhere, owned), whole(payloads, cuts), residual)
 
 
 def _floating(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
-
-
-def _part(x: Any, dtype: Any = None) -> jax.ShapeDtypeStruct:
-    """The shape of what one worker averages of a leaf."""
-    return jax.ShapeDtypeStruct((-(-x.size // worker.count()),), dtype or x.dtype)

@@ -4,6 +4,8 @@ A compressor here is a function of one vector. A mean is a function without argu
 fresh mean: a function of what the workers have, [W, n] -> [n], which may remember.
 """
 
+import itertools
+
 import numpy as np
 
 from .inner import begin, each
@@ -44,23 +46,28 @@ def each_of(compress, V):
 def exchanged(compress):
     """The two-stage mean. (Tang et al. 2021, 1-bit Adam, section 4; Alistarh et al. 2017.)
 
-    The vector is filled with zeros to W equal parts. Every part of every worker is compressed by itself
-    and sent to the part's owner, who compresses the mean, plus what it left out before, again.
+    The vector is cut into W parts of ceil(n / W); the last ones are shorter, or empty. Every part of every
+    worker is compressed by itself, as long as it is, and sent to the part's owner, who compresses the
+    mean, plus what it left out before, again. A residual is filled up with zeros.
     """
 
     def mean(V, residual):
         W, n = V.shape
         part = -(-n // W)
-        P = np.zeros((W, W * part))
-        P[:, :n] = V
-        P = P.reshape(W, W, part)  # of worker, for owner
-        sent = np.array([[compress(P[i, o]) for o in range(W)] for i in range(W)])
+        ends = [min(o * part, n) for o in range(W + 1)]
+
+        def by_part(v):
+            parts = [v[a:b] for a, b in itertools.pairwise(ends)]
+            return np.concatenate([compress(p) if p.size else p for p in parts])
+
+        sent = each_of(by_part, V)
         owned = sent.mean(0)
         if residual is not None:
-            owned = owned + residual
-        again = each_of(compress, owned)
-        residual = None if residual is None else owned - again
-        return again.ravel()[:n], sent.reshape(W, -1)[:, :n], residual
+            owned = owned + residual.ravel()[:n]
+        again = by_part(owned)
+        if residual is not None:
+            residual = np.append(owned - again, np.zeros(W * part - n)).reshape(W, part)
+        return again, sent, residual
 
     return mean
 
