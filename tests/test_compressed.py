@@ -315,6 +315,22 @@ def test_one_bit_adam_is_adam_while_it_warms_up(x64, standard_promotion):
     np.testing.assert_allclose(same, exact, atol=1e-10)
 
 
+def test_a_number_that_had_no_gradient_in_the_warm_up_stays_under_one_bit_adam(x64):
+    """As an embedding row that nobody has used: a bit gives it a momentum, and nothing to divide it by."""
+    data = twins.quadratic(W, 11, seed=3, noise=0.3)
+    data.A[:, 4:7, :] = data.A[:, :, 4:7] = 0.0
+    options = dict(learning_rate=0.05, warmup_steps=3, b1=0.8, b2=0.9)
+    twin = twins.compressed.one_bit_adam(data, 60, np.ones(11), eps=1e-8, **options)
+    trainer = jd.execute(jd.one_bit_adam(**options), cases.loss, workers=W, mesh=mesh_of(1))
+    many = {k: np.stack([data.arrays(t)[k] for t in range(60)]) for k in ("A", "b")}
+    state, _ = trainer.steps(trainer.init(jnp.ones(11)), many)
+    np.testing.assert_allclose(trainer.readout(state), twin.readout[-1], rtol=0, atol=1e-10)
+    moved = np.abs(trainer.readout(state) - 1)
+    assert moved[4:7].max() == 0
+    assert np.delete(moved, range(4, 7)).min() > 1e-3
+    assert np.abs(state.shared[1][4:7]).max() > 1e-3  # the momentum that they were given
+
+
 RING, SGD = jd.topology.ring(4), optax.sgd(0.1)
 
 

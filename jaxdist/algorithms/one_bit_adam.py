@@ -28,12 +28,14 @@ def one_bit_adam(
 
         t < T     m <- b1 m + (1 - b1) mean g_i;   v <- b2 v + (1 - b2) (mean g_i)^2
         t >= T    m <- S(b1 m + (1 - b1) g_i)
-        always    x <- x - lr (m / (1 - b1^k)) / (sqrt(v / (1 - b2^min(k, T))) + eps)
+        always    x <- x - lr (m / (1 - b1^k)) / (sqrt(v / (1 - b2^min(k, T))) + eps)    where v > 0
 
     Adam is not linear in the gradient, but with v fixed it is, and errors that are remembered cancel.
     Both compressions, a worker's and that of the mean, have a residual. They are residuals of the momentum;
     where the learning rate is a schedule they are rescaled by lr(t - 1) / lr(t). A number whose second
-    moment is still 0 at step T gets steps of any size: warm up until all have had gradients.
+    moment is still 0 at step T, as those of an embedding row that no example has used, stays where it is
+    for good: a bit gives it a momentum all the same, and there is nothing to divide it by. Warm up until
+    all that are to move have had gradients.
 
     Args:
       learning_rate: a number, or a schedule.
@@ -110,7 +112,8 @@ def one_bit_adam(
             m = m / (1 - jnp.asarray(b1, wide) ** (t + 1).astype(wide))
             v = v / (1 - jnp.asarray(b2, wide) ** jnp.minimum(t + 1, warmup_steps).astype(wide))
             step = jnp.asarray(rate).astype(wide) * m / (jnp.sqrt(v) + eps)
-            return x - step.astype(x.dtype)
+            # Not v > 0: what is NaN shall be seen.
+            return x - jnp.where(v == 0, 0, step).astype(x.dtype)
 
         params = jax.tree.map(moved, params, m, v)
         return State(t + 1, (params, m, v, known), own)

@@ -136,7 +136,8 @@ def one_bit_adam(problem, steps, x0, *, learning_rate, warmup_steps, b1, b2, eps
 
     Up to warmup_steps Adam on the mean gradient. Then v is what it was; every worker sends
     b1 m + (1 - b1) g_i, through the two-stage mean of scaled signs with both residuals, and the result
-    is m. Choice: both moments are divided by 1 - b^k, k being the steps that they averaged, as in Adam.
+    is m. Choices: both moments are divided by 1 - b^k, k being the steps that they averaged, as in Adam;
+    a number whose v is 0 has never had a gradient while v was made, and stays.
     """
     x = np.array(x0, np.float64)
     m, v = np.zeros_like(x), np.zeros_like(x)
@@ -151,7 +152,8 @@ def one_bit_adam(problem, steps, x0, *, learning_rate, warmup_steps, b1, b2, eps
             m = compressed(b1 * m + (1 - b1) * G)
         frozen = min(t + 1, warmup_steps)
         v_hat = v / (1 - b2**frozen)
-        x = x - learning_rate * (m / (1 - b1 ** (t + 1))) / (np.sqrt(v_hat) + eps)
+        step = learning_rate * (m / (1 - b1 ** (t + 1))) / (np.sqrt(v_hat) + eps)
+        x = x - np.where(v > 0, step, 0.0)
         trace.record(copies(problem, x), x)
     return trace
 
