@@ -223,7 +223,7 @@ def digest(options: argparse.Namespace, method: str, folder: Path) -> str:
     import jax
     import numpy as np
 
-    from jaxdist import checkpoint, experiment, run_folder
+    from jaxdist import checkpoint, experiment, metric_lines
     from jaxdist.executor import execute
 
     made = experiment.read(__file__, keywords=keywords(options, method)).experiment
@@ -232,7 +232,7 @@ def digest(options: argparse.Namespace, method: str, folder: Path) -> str:
     found = checkpoint.restore(folder / "checkpoints", like)
     if found is None or found.step != options.steps:
         raise SystemExit(f"{folder} does not end at step {options.steps}: {found and found.step}")
-    told = [(line["step"], line["loss"]) for line in run_folder.read_metrics(folder)]
+    told = [(line["step"], line["loss"]) for line in metric_lines.read_metrics(folder)]
     data = [np.asarray(x).tobytes() for x in jax.tree.leaves(found.state)]
     return hashlib.sha256(json.dumps(told).encode() + b"".join(data)).hexdigest()
 

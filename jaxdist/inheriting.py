@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxdist import checkpoint, run_folder, store
+from jaxdist import checkpoint, metric_lines, run_folder, store
 from jaxdist.algorithms.base import State
 from jaxdist.errors import Refused
 from jaxdist.executor import Trainer, execute
@@ -71,7 +71,8 @@ def prepare(
             state=state,
             init_from=init_from,
         )
-        checkpoint.write(saves, step, checkpoint.ready(state), check=check)
+        extra = metric_lines.Sums(began=step).as_extra()
+        checkpoint.write(saves, step, checkpoint.ready(state, extra=extra), check=check)
         say(said)
 
 

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxdist import events, hangup, run_folder, store
 from jaxdist.errors import NoRoom
 from jaxdist.executor import Trainer
+from jaxdist.metric_lines import METRICS, NOTHING, Sums
 
 PyTree = Any
 
@@ -25,34 +26,52 @@ class Recorder(NamedTuple):
     """Where the lines of a run go.
 
     Attributes:
-      write: `write(step, line)`: one more line.
+      write: `write(step, line, sent)`: one more line, of a step in which each worker sent so many bytes.
       reach: `reach(step)`: this step has begun to run, and its line comes later.
       sync: returns when all lines are on disk.
+      sums: `sums()`: what all lines so far add up to.
     """
 
-    write: Callable[[int, dict[str, float]], None]
+    write: Callable[[int, dict[str, float], int], None]
     reach: Callable[[int], None]
     sync: Callable[[], None]
+    sums: Callable[[], Sums]
 
 
 @contextlib.contextmanager
-def recording(folder: Path, *, begin: int, steps: int) -> Iterator[Recorder]:
+def recording(folder: Path, *, begin: int, steps: int, sums: Sums = NOTHING) -> Iterator[Recorder]:
     """Appends to `metrics.jsonl`, shows progress on the error stream, writes TensorBoard events.
 
     The events need the package tensorboardX and a folder on a disk; without there are none. Of several
-    processes the first one records.
+    processes the first one records, and all of them add up.
 
     Args:
       folder: the run's folder.
       begin: the step that the run goes on from.
       steps: how many it has.
+      sums: what its checkpoint remembers.
     """
+    began, sent = time.monotonic() - sums.seconds, sums.bytes_sent
+
+    def now() -> Sums:
+        return Sums(sums.began, sent, round(time.monotonic() - began, 3))
+
+    with _shown(folder, begin=begin, steps=steps) as (show, reach, sync):
+
+        def write(step: int, line: dict[str, float], bytes_sent: int) -> None:
+            nonlocal sent
+            sent += bytes_sent
+            show(step, {**line, "bytes_sent": sent}, now().seconds)
+
+        yield Recorder(write, reach, sync, now)
+
+
+@contextlib.contextmanager
+def _shown(folder: Path, *, begin: int, steps: int) -> Iterator[tuple[Any, Any, Any]]:
+    """What shows a line, what a step that has begun, and what returns when all lines are stored."""
     if jax.process_index() != 0:
-        yield Recorder(lambda step, line: None, lambda step: None, lambda: None)
+        yield lambda step, line, seconds: None, lambda step: None, lambda: None
         return
-    began = time.monotonic() - next(
-        (m["seconds"] for m in reversed(run_folder.read_metrics(folder)) if "seconds" in m), 0.0
-    )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(file=hangup.survived(sys.stderr))
     with (
@@ -62,22 +81,23 @@ def recording(folder: Path, *, begin: int, steps: int) -> Iterator[Recorder]:
     ):
         task = bar.add_task("compiling", total=steps, completed=begin)
 
-        def write(step: int, line: dict[str, float]) -> None:
-            seconds = round(time.monotonic() - began, 3)
+        def show(step: int, line: dict[str, float], seconds: float) -> None:
             append(json.dumps({"step": step, **line, "seconds": seconds}) + "\n")
             bar.update(task, description=f"loss {line['loss']:.4f}")
             event(step, line)
 
-        yield Recorder(write, lambda step: bar.update(task, completed=step), sync)
+        yield show, lambda step: bar.update(task, completed=step), sync
 
 
 @contextlib.contextmanager
 def _lines(folder: Path) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
     """What appends a line to the metrics, and what returns when they are stored."""
-    file = folder / run_folder.METRICS
+    file = folder / METRICS
     if store.afar(folder):
         # Nothing can be appended to an object: all lines are written again.
-        kept = [file.read_text("utf-8")] if file.exists() else []
+        kept = []
+        with contextlib.suppress(FileNotFoundError):
+            kept.append(store.read(file).decode("utf-8"))
         yield kept.append, lambda: run_folder.replace(file, "".join(kept))
         return
     # Unbuffered: an error comes with its own line, and not again when the file is closed.

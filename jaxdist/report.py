@@ -25,7 +25,7 @@ def draw_run(metrics: list[dict[str, Any]], file: Path, *, title: str) -> None:
     left.set(xlabel="step", ylabel="loss, mean over workers", yscale="log")
     seen = [m for m in metrics if "accuracy" in m]
     for name, label in (("accuracy", "readout"), ("worst_accuracy", "worst worker")):
-        right.plot([m["step"] for m in seen], [m[name] for m in seen], marker="o", label=label)
+        right.plot([m["step"] for m in seen], [m.get(name) for m in seen], marker="o", label=label)
     right.set(xlabel="step", ylabel="test accuracy")
     right.grid(alpha=0.3)
     right.legend()
@@ -38,7 +38,7 @@ def compare(runs: dict[str, list[dict[str, Any]]]) -> str:
     """Runs side by side, as lines to read: where each ended and what that took.
 
     Args:
-      runs: the metrics of every run by its name, as `run_folder.read_metrics` gives them. Simulated
+      runs: the metrics of every run by its name, as `metric_lines.read_metrics` gives them. Simulated
         seconds stand in a column of their own; they have nothing to do with those of a clock on a wall.
     """
     columns = {
@@ -89,9 +89,9 @@ def draw_comparison(runs: dict[str, list[dict[str, Any]]], file: Path) -> None:
         left.plot([m["step"] for m in metrics], losses, linewidth=0.8, label=name)
         seen = [m for m in metrics if "accuracy" in m]
         for axes, cost in zip(others, costs, strict=True):
-            axes.plot(
-                [m[cost] for m in seen], [m["accuracy"] for m in seen], marker=".", label=name
-            )
+            # A clock may have come or gone within a run.
+            both = [(m[cost], m["accuracy"]) for m in seen if cost in m]
+            axes.plot([x for x, _ in both], [y for _, y in both], marker=".", label=name)
     left.set(xlabel="step", ylabel="loss, mean over workers", yscale="log")
     for axes, word in zip(others, costs.values(), strict=True):
         axes.set(xlabel=word, ylabel="test accuracy of the readout")

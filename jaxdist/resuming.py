@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxdist import checkpoint, fault_plan
+from jaxdist import checkpoint, fault_plan, metric_lines
 from jaxdist.errors import Refused
 
 Resume = Literal["auto", "must", "never"]
@@ -26,8 +26,10 @@ def in_this_life(resume: Resume, surroundings: Mapping[str, str] = os.environ) -
     return "auto" if resume == "never" and later else resume
 
 
-def newest(folder: Path, state: Any, *, resume: Resume, say: Say) -> tuple[Any, int]:
-    """The state to go on from, and its step. Newer ones that were refused are set aside.
+def newest(
+    folder: Path, state: Any, *, resume: Resume, say: Say
+) -> tuple[Any, int, metric_lines.Sums]:
+    """The state to go on from, its step, and what the run has added up. Newer steps are set aside.
 
     Args:
       folder: the run's.
@@ -36,7 +38,7 @@ def newest(folder: Path, state: Any, *, resume: Resume, say: Say) -> tuple[Any, 
       say: what to do with a line that says which checkpoints were refused, and why.
 
     Raises:
-      Refused: what `resume` refuses, or no checkpoint is intact.
+      Refused: what `resume` refuses, or no checkpoint is intact, or it bears the number of another step.
     """
     found = checkpoint.restore(folder / "checkpoints", state)
     if resume == "must" and found is None:
@@ -44,10 +46,15 @@ def newest(folder: Path, state: Any, *, resume: Resume, say: Say) -> tuple[Any, 
     if resume == "never" and found is not None:
         raise Refused(f"--resume never: {folder} holds step {found.step}; choose another folder")
     if found is None:
-        return state, 0
+        return state, 0, metric_lines.NOTHING
+    if (step := int(found.state.step)) != found.step:
+        raise Refused(
+            f"{folder}/checkpoints/{found.step} holds step {step}: expected the step it is named after; "
+            f"give it the name {step} again"
+        )
     for line in (*found.said, *checkpoint.set_aside(folder / "checkpoints", after=found.step)):
         say(line)
-    return found.state, found.step
+    return found.state, found.step, metric_lines.sums(found.extra, folder, found.step)
 
 
 def kind(begin: int, steps: int) -> str:

@@ -4,7 +4,7 @@ experiment.json   the keywords, the config's text, versions, devices
 config.py.txt     the config's text, to be read; it is never run from here
 metrics.jsonl     one JSON object a line: step, loss, bytes_sent, seconds (on the wall); evaluations
                   add more, a clock simulated_seconds
-checkpoints/      the newest two, and their checksums
+checkpoints/      the newest two, and their checksums; what adds up over the lines is in them too
 events/           for TensorBoard, where tensorboardX is installed
 run.png           loss and accuracy, drawn at the end
 lock              who writes to it now; behind a URL see `jaxdist/lease.py`
@@ -34,7 +34,6 @@ from jaxdist.manifest import JSON_BYTES
 
 LOCK = lease.LOCK
 RECORD = "experiment.json"
-METRICS = "metrics.jsonl"
 SOURCE = "config.py.txt"
 KEPT = 2  # checkpoints; while the next one is written there are three
 PACKAGES = ("jaxdist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -243,21 +242,6 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not {"config", "keywords", "source"} <= record.keys():
         raise Refused(f"{file} was not written by jaxdist")
     return record
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, without what a kill tore off."""
-    file = folder / METRICS
-    lines = file.read_text("utf-8").split("\n")[:-1] if file.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def forget_after(folder: Path, step: int) -> dict[str, Any]:
-    """Drops the metrics of steps that are to be done again; returns the last line that stays."""
-    kept = [line for line in read_metrics(folder) if line["step"] <= step]
-    if jax.process_index() == 0:
-        replace(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
-    return kept[-1] if kept else {}
 
 
 def replace(file: Path, text: str) -> None:

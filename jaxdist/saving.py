@@ -21,13 +21,14 @@ class Saver(NamedTuple):
     """Saves that are under way, one at a time.
 
     Attributes:
-      save: `save(step, state)` waits for the save before it, checks and copies the state, and returns;
-        the state may be donated then. A step that is there already is left. What went wrong while a
-        step was written is raised by the next call, or at the end.
+      save: `save(step, state, extra)` waits for the save before it, checks and copies the state, and
+        returns; the state may be donated then. `extra` is as of `checkpoint.save`, or None. A step that is
+        there already is left. What went wrong while a step was written is raised by the next call, or at
+        the end.
       wait: returns when everything is on disk and verifiable.
     """
 
-    save: Callable[[int, PyTree], None]
+    save: Callable[..., None]
     wait: Callable[[], None]
 
 
@@ -74,12 +75,12 @@ def saving(
         while under_way:
             under_way.pop().result()
 
-    def save(step: int, state: PyTree) -> None:
+    def save(step: int, state: PyTree, extra: dict[str, Any] | None = None) -> None:
         wait()
         if step in checkpoint.steps(directory):
             return
         try:
-            about, arrays = checkpoint.ready(state)
+            about, arrays = checkpoint.ready(state, extra=extra)
         except NotFinite as error:
             raise NotFinite(f"step {step}: {error}") from error
         if not behind:

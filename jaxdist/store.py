@@ -91,19 +91,35 @@ def afar(path: Path) -> Any:
 
 
 @answering()
-def write(file: Path, text: str) -> None:
+def read(file: Path) -> bytes:
+    """All of a file.
+
+    Of an object `Path.read_bytes` asks for the size first, and then for that version of it: a writer in
+    between makes it fail. This is one request.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    if fs := afar(file):
+        return fs.cat_file(cast(Any, file).path)
+    return file.read_bytes()
+
+
+@answering()
+def write(file: Path, data: str | bytes) -> None:
     """Writes a file so that a kill leaves the old text or the new one, and nothing between.
 
     Raises:
       OSError: it could not be written; nothing is left of it.
     """
     unfinished = file.with_name(file.name + ".tmp")
+    data = data.encode() if isinstance(data, str) else data
     try:
         if fs := afar(file):
-            _put(fs, file, unfinished, text.encode())
+            _put(fs, file, unfinished, data)
             return
-        with unfinished.open("w", encoding="utf-8") as handle:
-            handle.write(text)
+        with unfinished.open("wb") as handle:
+            handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
         unfinished.replace(file)

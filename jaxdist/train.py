@@ -10,6 +10,7 @@ from jaxdist import feed, layout, meeting, metrics, report, resuming, run_folder
 from jaxdist.algorithms.base import bytes_sent
 from jaxdist.data import check_batch
 from jaxdist.experiment import Config, report_every, trainer_of
+from jaxdist.metric_lines import read_metrics, truncate_metrics
 from jaxdist.resuming import Resume, Say
 from jaxdist.saving import saving
 from jaxdist.step_metrics import check_finite, everywhere, finite_points, lines
@@ -78,13 +79,13 @@ def _train(
     state = trainer.init(params)
     saves = folder / "checkpoints"
     watch.enter("restore", 0)
-    state, begin = resuming.newest(folder, state, resume=resume, say=say)
+    state, begin, sums = resuming.newest(folder, state, resume=resume, say=say)
     meeting.check_same_step(begin)
     claim = partial(run_folder.claim, folder, config=str(config.path), keywords=config.keywords)
     claim(source=config.source, state=state if begin < experiment.steps else ())
     if not store.afar(folder):
         watch.follow(folder)
-    sent = run_folder.forget_after(folder, begin).get("bytes_sent", 0)
+    truncate_metrics(folder, begin, sums.began, say=say)
     kind, on = resuming.kind(begin, experiment.steps), layout.devices_of(trainer.mesh)
     where = f"{experiment.workers} workers on {on}, in {folder}"
     say(f"{kind}: step {begin} of {experiment.steps}, {where}")
@@ -92,16 +93,14 @@ def _train(
     # Loop. The host waits for its own devices, a step late, and for those of others once in a while.
     done, pending, evaluated = begin, {}, {}
     with (
-        metrics.recording(folder, begin=begin, steps=experiment.steps) as recorder,
+        metrics.recording(folder, begin=begin, steps=experiment.steps, sums=sums) as recorder,
         feed.batches(task.stream, trainer, begin, resident=experiment.resident) as batches,
         saving(saves, keep=run_folder.KEPT, check=check, moved=watch.moved) as saver,
     ):
 
         def settle() -> None:
-            nonlocal sent
             for step, line in lines(pending, trainer, params, room=every):
-                sent += sends(step - 1)
-                recorder.write(step, {**line, **evaluated.pop(step, {}), "bytes_sent": sent})
+                recorder.write(step, {**line, **evaluated.pop(step, {})}, sends(step - 1))
             pending.clear()
 
         def meet(phase: str) -> None:
@@ -115,7 +114,7 @@ def _train(
             finite = everywhere(finite_points(trainer.gradient_at(state)), trainer)
             check_finite(done, finite, params, of="parameters")
             recorder.sync()
-            saver.save(done, state)
+            saver.save(done, state, recorder.sums().as_extra())
 
         while done < experiment.steps and not stop(done):
             watch.enter("data", done)
@@ -138,7 +137,7 @@ def _train(
             save()
 
     watch.enter("end", done)
-    recorded = run_folder.read_metrics(folder)
+    recorded = read_metrics(folder)
     if recorded and jax.process_index() == 0:
         try:
             report.draw_run(recorded, folder / "run.png", title=str(config.path))

@@ -77,4 +77,5 @@ FLOORS = {
     "commands": 11,
     "cli": 12,
     "__main__": 13,
+    "metric_lines": 2,
 }

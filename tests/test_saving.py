@@ -137,10 +137,10 @@ def test_a_folder_that_is_removed_while_a_run_writes_to_it_ends_the_run(tmp_path
     folder = tmp_path / "run"
     folder.mkdir()
     with metrics.recording(folder, begin=0, steps=2) as recorder:
-        recorder.write(1, {"loss": 1.0})
+        recorder.write(1, {"loss": 1.0}, 0)
         recorder.sync()
         shutil.rmtree(folder)
-        recorder.write(2, {"loss": 1.0})
+        recorder.write(2, {"loss": 1.0}, 0)
         with pytest.raises(OSError, match="is gone"):
             recorder.sync()
 

@@ -13,7 +13,7 @@ import prepared_sets
 import pytest
 import runs
 
-from jaxdist import checkpoint, cli, experiment, run_folder
+from jaxdist import checkpoint, cli, experiment, metric_lines, run_folder
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_simulated_seconds_stand_beside_those_on_the_wall(tmp_path, shell):
     config.write_text(runs.SMALL.replace("algorithm=", clock))
     folder = tmp_path / "run"
     assert shell("train", config, "--steps", 12, "--workdir", folder)[0] == 0
-    lines = run_folder.read_metrics(folder)
+    lines = metric_lines.read_metrics(folder)
     # Two seconds a step of the slow worker; the messages are small.
     simulated = [line["simulated_seconds"] for line in lines]
     assert simulated == pytest.approx([2.0 * t for t in range(1, 13)], rel=1e-3)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import runs
 
-from jaxdist import checkpoint, cli, lease, manifest, run_folder, store
+from jaxdist import checkpoint, cli, lease, manifest, metric_lines, store
 from jaxdist.saving import saving
 
 COUNT = itertools.count()
@@ -242,8 +242,8 @@ def test_a_run_behind_a_url_goes_on_and_is_the_run_of_a_disk(url, tmp_path, caps
     )
     assert train(tmp_path / "disk")[0] == 0
     folder = store.folder(url)
-    here = run_folder.read_metrics(folder)
-    there = run_folder.read_metrics(tmp_path / "disk")
+    here = metric_lines.read_metrics(folder)
+    there = metric_lines.read_metrics(tmp_path / "disk")
     assert [{**line, "seconds": 0} for line in here] == [{**line, "seconds": 0} for line in there]
     assert names(url) == [
         "checkpoints",

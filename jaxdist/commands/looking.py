@@ -8,12 +8,16 @@ from jaxdist.errors import Refused
 
 def compare(options: argparse.Namespace, rest: list[str]) -> None:
     """Shows runs side by side."""
-    from jaxdist import report, run_folder
+    import sys
+
+    from jaxdist import metric_lines, report, run_folder
 
     runs = {}
     for folder in options.runs:
         run_folder.read_record(folder)  # refuses what is no run
-        metrics = run_folder.read_metrics(folder)
+        metrics = metric_lines.read_metrics(
+            folder, say=lambda line: print(f"jaxdist: {line}", file=sys.stderr)
+        )
         if not metrics:
             raise Refused(f"{folder} has no metrics yet; write jaxdist train")
         runs[str(folder)] = metrics
