@@ -12,7 +12,6 @@ copied, its manifest last, and for restoring it is copied back and verified here
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdist import cluster, fail_fast, manifest, progress, store, stored_arrays
+from jaxdist import cluster, fail_fast, manifest, progress, scratch, store, stored_arrays
 from jaxdist.algorithms.base import check_period
 from jaxdist.errors import NoRoom, NotFinite, NothingIntact, Refused
 
@@ -154,11 +153,11 @@ def write(
     try:
         if first:
             check()
-            root.mkdir(parents=True, exist_ok=True)
+            store.make(root)
             _clean(root)
             if exists:
                 store.move(path, _unused(path))
-            (root / SAVING).write_text(str(step), "utf-8")
+            store.write(root / SAVING, str(step))
         cluster.barrier("cleaned", step)
         with _here(root) as here:
             if first or not afar:
@@ -280,7 +279,7 @@ def steps(directory: str | os.PathLike[str]) -> list[int]:
     """The committed steps in a directory, oldest first, intact or not."""
     root = _root(directory)
     gone = _cut_short(root)
-    names = [p.name for p in root.iterdir() if p.is_dir() and p != gone] if root.is_dir() else []
+    names = [p.name for p in store.children(root) if p.is_dir() and p != gone]
     return sorted(int(n) for n in names if n.isascii() and n.isdecimal() and n == str(int(n)))
 
 
@@ -295,8 +294,8 @@ def _here(root: Path) -> Iterator[Path]:
     if not store.afar(root):
         yield root
         return
-    with tempfile.TemporaryDirectory(prefix="jaxdist-") as folder:
-        yield Path(folder)
+    with scratch.folder() as folder:
+        yield folder
 
 
 def _fetched(path: Path, here: Path) -> tuple[dict[str, Any], str]:
@@ -390,7 +389,7 @@ def _check_fits(step: int, saved: list[Any], wanted: list[Any]) -> None:
 def _cut_short(root: Path) -> Path | None:
     """The step whose save a kill cut short after Orbax had committed it."""
     try:
-        name = (root / SAVING).read_text("utf-8")
+        name = store.read(root / SAVING).decode("utf-8", "replace")
     except OSError:
         return None
     step = root / name if name.isascii() and name.isdecimal() else root
@@ -401,7 +400,7 @@ def _cut_short(root: Path) -> Path | None:
 def _clean(root: Path) -> None:
     if gone := _cut_short(root):
         _discard(gone)
-    for path in root.iterdir():
+    for path in store.children(root):
         if UNFINISHED in path.name and path.name.split(".")[0].isdecimal() and path.is_dir():
             store.remove(path)
 
@@ -414,7 +413,7 @@ def _discard(path: Path) -> None:
         store.remove(gone)
         return
     # There is no rename: it becomes a step whose save was cut short.
-    (path.parent / SAVING).write_text(path.name, "utf-8")
+    store.write(path.parent / SAVING, path.name)
     (path / manifest.MANIFEST).unlink(missing_ok=True)
     store.remove(path)
     (path.parent / SAVING).unlink()

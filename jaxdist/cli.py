@@ -97,7 +97,7 @@ def _parser(*, only_help: bool = False) -> argparse.ArgumentParser:
     one.add_argument("--chips", type=int, help="with --topology: of a host (4)")
     one.add_argument("train", nargs=argparse.REMAINDER, help="-- train CONFIG ...")
     one = command("status", running.status, "show what the processes of a run are doing")
-    one.add_argument("workdir", type=_folder, help="the run's folder", metavar="WORKDIR")
+    one.add_argument("workdir", type=_place, help="the run's folder", metavar="WORKDIR")
     one.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     one = command("eval", running.evaluate, "evaluate the newest checkpoint of a run")
     one.add_argument(
@@ -170,7 +170,7 @@ def _place(text: str) -> Path:
 def _folder(text: str) -> Path:
     if "://" in text:
         raise argparse.ArgumentTypeError(
-            f"{text} is no path of a file system, and a URL is for train, eval, compare and check"
+            f"{text} is no path of a file system, and a URL is for train, status, eval, compare and check"
         )
     return _place(text)
 

@@ -25,12 +25,18 @@ RENEW_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 5.0, 30.0, 1.0
 
 
 @contextlib.contextmanager
-def held(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Callable[[], None]]:
+def held(
+    folder: Path,
+    *,
+    say: Callable[[str], None] = print,
+    now: Callable[[], tuple[str, int]] = lambda: ("", 0),
+) -> Iterator[Callable[[], None]]:
     """Inside, the folder is this process's.
 
     Args:
       folder: behind a URL; made if need be.
       say: what to do with a line that says what is waited for.
+      now: `now()` -> the phase and the step, which the lock also tells.
 
     Yields:
       `check()`: raises an OSError if another process has taken the folder over.
@@ -42,8 +48,9 @@ def held(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Callab
     own = {"who": f"process {os.getpid()} on {socket.gethostname()}", "token": token}
     own |= {"pid": os.getpid(), "machine": _machine()}
 
-    def write(beat: int) -> None:
-        store.write(file, json.dumps({**own, "beat": beat}))
+    def text(beat: int) -> str:
+        phase, step = now()
+        return json.dumps({**own, "beat": beat, "phase": phase, "step": step, "time": time.time()})
 
     def check() -> None:
         if (found := _read(file)).get("token") != token:
@@ -58,13 +65,14 @@ def held(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Callab
             with contextlib.suppress(OSError):
                 if _read(file).get("token") != token:
                     return
-                write(beat)
+                store.write(file, text(beat))
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        while not store.create(file, json.dumps({**own, "beat": 0})):
+        store.make(folder)
+        # Looked for first: not every store creates exclusively.
+        while _read(file) or not store.create(file, text(0)):
             if _stale(file, say):
-                write(0)
+                store.write(file, text(0))
                 time.sleep(SETTLE_SECONDS)
                 if (found := _read(file)).get("token") != token:
                     raise _in_use(folder, found)
@@ -84,6 +92,11 @@ def held(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Callab
         with contextlib.suppress(OSError):
             if _read(file).get("token") == token:
                 file.unlink()
+
+
+def look(folder: Path) -> dict[str, Any]:
+    """What the writer of a folder last said of itself: who, phase, step, time; empty: nobody writes."""
+    return _read(folder / LOCK)
 
 
 def _in_use(folder: Path, found: dict[str, Any]) -> Refused:
@@ -110,9 +123,7 @@ def _stale(file: Path, say: Callable[[str], None]) -> bool:
 def _read(file: Path) -> dict[str, Any]:
     """What a lock says; empty: there is none, or it says nothing."""
     try:
-        with store.answering():
-            text = file.read_bytes()[:10_000]
-        found = json.loads(text)
+        found = json.loads(store.read(file)[:10_000])
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from jaxdist import store
 
 METRICS = "metrics.jsonl"
@@ -89,8 +87,7 @@ def sums(extra: dict[str, Any], folder: Path, step: int) -> Sums:
 def truncate_metrics(folder: Path, step: int, began: int, *, say: Callable[[str], None]) -> None:
     """Drops the lines of steps that are to be done again, and damaged ones; says what is missing.
 
-    A file with damaged lines is kept beside, as metrics.jsonl.damaged-<n>. Of several processes the first
-    one does it.
+    A file with damaged lines is kept beside, as metrics.jsonl.damaged-<n>.
 
     Args:
       folder: the run's.
@@ -101,8 +98,6 @@ def truncate_metrics(folder: Path, step: int, began: int, *, say: Callable[[str]
     Raises:
       OSError: it could not be written.
     """
-    if jax.process_index() != 0:
-        return
     found, file = _found(folder), folder / METRICS
     if found.bad:
         kept = _unused(file)

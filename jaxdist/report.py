@@ -1,5 +1,6 @@
 """Tables and pictures to look at: runs, a topology's rounds, a plan's efficiencies."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from jaxdist import store
 from jaxdist.plan import Row
 from jaxdist.topology import Round, Topology
 
@@ -30,8 +32,9 @@ def draw_run(metrics: list[dict[str, Any]], file: Path, *, title: str) -> None:
     right.grid(alpha=0.3)
     right.legend()
     figure.suptitle(title)
-    with file.open("wb") as picture:
-        figure.savefig(picture, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format=file.suffix[1:])
+    store.write(file, picture.getvalue())
 
 
 def compare(runs: dict[str, list[dict[str, Any]]]) -> str:

@@ -11,7 +11,8 @@ lock              who writes to it now; behind a URL see `jaxdist/lease.py`
 status/           what each process is doing, and what their supervisor did
 error.json        the error that ended the last try; gone when a later one begins
 
-Behind a URL there are no events/, status/ and error.json, and metrics.jsonl is as new as the newest save.
+Behind a URL there are no events/, status/ and error.json, metrics.jsonl is as new as the newest save, and
+the lock also says what process 0 is doing.
 """
 
 import contextlib
@@ -40,7 +41,12 @@ PACKAGES = ("jaxdist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Callable[[], None]]:
+def locked(
+    folder: Path,
+    *,
+    say: Callable[[str], None] = print,
+    now: Callable[[], tuple[str, int]] = lambda: ("", 0),
+) -> Iterator[Callable[[], None]]:
     """Holds the folder for this process; the kernel lets go of it however the process ends.
 
     Of several processes of one job the first one holds it for all. Behind a URL it is held as
@@ -49,6 +55,7 @@ def locked(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Call
     Args:
       folder: made if need be.
       say: what to do with a line that says what is waited for.
+      now: `now()` -> the phase and the step, which the lock behind a URL tells to `jaxdist status`.
 
     Yields:
       `check()`: raises an OSError if the folder is no longer held, which can only be behind a URL.
@@ -61,7 +68,7 @@ def locked(folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Call
         refused, check = None, _nothing
         if cluster.place()[0] == 0:
             try:
-                lock = lease.held(folder, say=say) if store.afar(folder) else _lock(folder)
+                lock = lease.held(folder, say=say, now=now) if store.afar(folder) else _lock(folder)
                 check = held.enter_context(lock)
             except Refused as error:
                 refused = error
@@ -172,7 +179,7 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, A
 
 
 def _others(folder: Path) -> list[str]:
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    names = [p.name for p in store.children(folder)]
     own = (LOCK, SOURCE, peers.STATUS, fail_fast.ERROR)
     # What another process is writing, or a kill left unfinished, see `replace`.
     unfinished = [f"{name}.tmp" for name in (*own, RECORD)]
@@ -234,9 +241,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     file = folder / RECORD
     try:
-        if file.stat().st_size > JSON_BYTES:
-            raise Refused(f"{file} has {file.stat().st_size} bytes, at most {JSON_BYTES} are read")
-        record = json.loads(file.read_text("utf-8"))
+        if (size := file.stat().st_size) > JSON_BYTES:
+            raise Refused(f"{file} has {size} bytes, at most {JSON_BYTES} are read")
+        record = json.loads(store.read(file).decode("utf-8"))
     except (OSError, ValueError, RecursionError):
         raise Refused(f"{folder} holds no run: expected a folder with {RECORD}") from None
     if not isinstance(record, dict) or not {"config", "keywords", "source"} <= record.keys():

@@ -1,7 +1,8 @@
 """What the processes of a run are doing, read from its folder by somebody else.
 
 Each process writes `status/<process>.json` twice a second (`jaxdist/peers.py`), their supervisor a line for
-each start and end (`jaxdist/launch.py`). Nothing here imports JAX.
+each start and end (`jaxdist/launch.py`). Behind a URL process 0 says what it does in its lock, every few
+seconds (`jaxdist/lease.py`). Nothing here imports JAX.
 """
 
 import time
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxdist import launch, peers
+from jaxdist import launch, lease, manifest, metric_lines, peers, store
 from jaxdist.errors import Refused
 
 # Processes of one run may be some steps apart; so many are not explained by a queue of steps.
@@ -28,6 +29,9 @@ def rows(folder: Path, *, now: float | None = None) -> Iterator[tuple[str, str]]
       Refused: it holds no status.
     """
     now = time.time() if now is None else now
+    if store.afar(folder):
+        yield from _afar(folder, now)
+        return
     told = peers.read(folder)
     newest = max((one["restarts"] for one in told), default=0)
     processes = [one for one in told if one["restarts"] == newest]
@@ -58,6 +62,29 @@ def rows(folder: Path, *, now: float | None = None) -> Iterator[tuple[str, str]]
     for one in processes:
         said = f"{one['phase']} of step {one['step']} for {one['lasted']:.1f} s, {one['host']} {one['pid']}"
         yield f"process {one['process']}", said
+
+
+def _afar(folder: Path, now: float) -> Iterator[tuple[str, str]]:
+    """The rows of a run behind a URL: what its lock, its checkpoints and its metrics say."""
+    lock, saved, lines = (
+        lease.look(folder),
+        launch.newest(folder),
+        metric_lines.read_metrics(folder),
+    )
+    if not lock and not lines and saved < 0:
+        raise Refused(f"{folder} holds no status: expected the folder of a run; write s3://B/NAME")
+    yield "run folder", str(folder)
+    recorded = max(lines[-1]["step"] if lines else 0, saved)
+    if lock.get("phase"):
+        yield "phase", str(lock["phase"])
+    yield "step", f"{max(recorded, lock.get('step', 0))}{_of(folder)}"
+    yield "last checkpoint", _checkpoint(folder, now)
+    ago = f", {max(now - lock['time'], 0):.0f} s ago by their clock" if "time" in lock else ""
+    yield "written to by", f"{lock.get('who', 'nobody knows')}{ago}" if lock else "nobody"
+    yield (
+        "not known",
+        "other processes, who is behind, restarts: only process 0 is seen behind a URL",
+    )
 
 
 def odd(one: dict[str, Any], processes: list[dict[str, Any]], now: float) -> list[str]:
@@ -95,7 +122,7 @@ def supervisor(folder: Path) -> list[dict[str, Any]]:
 def _of(folder: Path) -> str:
     """How many steps there are, if the config calls them so."""
     file = folder / "experiment.json"
-    record = peers.record(file.read_text("utf-8")) if file.exists() else {}
+    record = peers.record(store.read(file).decode("utf-8", "replace")) if file.exists() else {}
     steps = record.get("keywords", {}).get("steps")
     return f" of {steps}" if steps else ""
 
@@ -104,5 +131,5 @@ def _checkpoint(folder: Path, now: float) -> str:
     step = launch.newest(folder)
     if step < 0:
         return "none"
-    ago = now - (folder / "checkpoints" / str(step)).stat().st_mtime
+    ago = now - (folder / "checkpoints" / str(step) / manifest.MANIFEST).stat().st_mtime
     return f"step {step}, {max(ago, 0):.0f} s ago"

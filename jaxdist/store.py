@@ -91,6 +91,29 @@ def afar(path: Path) -> Any:
 
 
 @answering()
+def make(folder: Path) -> None:
+    """Makes a folder where there are folders; in a store of objects there are none, only names with slashes.
+
+    There a `mkdir` would do nothing, or make the bucket, which somebody may have misspelled.
+    """
+    fs = afar(folder)
+    if fs is None or _renames(fs) or _schemes(fs) & {"memory"}:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@answering()
+def children(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where there is none.
+
+    An empty folder of a store is no folder, and `Path.iterdir` raises what it raises of a file.
+    """
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+@answering()
 def read(file: Path) -> bytes:
     """All of a file.
 
@@ -139,9 +162,11 @@ def _put(fs: Any, file: Path, unfinished: Path, data: bytes) -> None:
 
 def _renames(fs: Any) -> bool:
     """Whether it is a disk behind a URL, on which a file grows while it is written, and can be renamed."""
-    return bool(
-        {"file", "local"} & {*([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)}
-    )
+    return bool({"file", "local"} & _schemes(fs))
+
+
+def _schemes(fs: Any) -> set[str]:
+    return {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
 
 
 @answering()
@@ -187,7 +212,7 @@ def upload(
     files = sorted(p for p in here.rglob("*") if p.is_file())
     for file in sorted(files, key=lambda p: p == here / last):
         target = there.joinpath(*file.relative_to(here).parts)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make(target.parent)
         if file == here / last:
             check()
             write(target, file.read_text("utf-8"))
@@ -209,7 +234,9 @@ def download(there: Path, here: Path, names: list[str]) -> None:
 def remove(folder: Path) -> None:
     """Removes a folder and all in it."""
     if fs := afar(folder):
-        fs.rm(cast(Any, folder).path, recursive=True)
+        # Without a file in it, it is no folder any more.
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm(cast(Any, folder).path, recursive=True)
     else:
         shutil.rmtree(folder)
 
@@ -222,7 +249,7 @@ def move(folder: Path, to: Path) -> None:
         return
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         target = to.joinpath(*file.relative_to(folder).parts)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make(target.parent)
         fs.cp_file(cast(Any, file).path, cast(Any, target).path)
     remove(folder)
 

@@ -56,7 +56,7 @@ def train(
         leaf. What was saved before is still there.
       NoRoom: the disk is full, or the folder is gone; says how much room there is.
     """
-    with run_folder.locked(folder, say=say) as check, stopping.asked(say) as stop:
+    with run_folder.locked(folder, say=say, now=watch.now) as check, stopping.asked(say) as stop:
         return _train(config, folder, resume, check, stop, say, watch)
 
 
@@ -85,7 +85,8 @@ def _train(
     claim(source=config.source, state=state if begin < experiment.steps else ())
     if not store.afar(folder):
         watch.follow(folder)
-    truncate_metrics(folder, begin, sums.began, say=say)
+    if jax.process_index() == 0:
+        truncate_metrics(folder, begin, sums.began, say=say)
     kind, on = resuming.kind(begin, experiment.steps), layout.devices_of(trainer.mesh)
     where = f"{experiment.workers} workers on {on}, in {folder}"
     say(f"{kind}: step {begin} of {experiment.steps}, {where}")

@@ -78,4 +78,5 @@ FLOORS = {
     "cli": 12,
     "__main__": 13,
     "metric_lines": 2,
+    "scratch": 0,
 }

@@ -9,6 +9,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import object_stores
 import pytest
 import runs
 
@@ -18,12 +19,21 @@ from jaxdist.saving import saving
 COUNT = itertools.count()
 
 
-@pytest.fixture(params=["memory", pytest.param("file", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=[
+        "memory",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("file", "s3", "gs")),
+    ]
+)
 def url(request, tmp_path):
     """A folder of its own in a store."""
-    return (
-        f"memory://bucket/{next(COUNT)}" if request.param == "memory" else f"file://{tmp_path}/run"
-    )
+    if request.param == "file":
+        yield f"file://{tmp_path}/run"
+    elif request.param == "memory":
+        yield f"memory://bucket/{next(COUNT)}"
+    else:
+        with object_stores.serving(request.param):
+            yield object_stores.fresh(request.param)
 
 
 def state_of(seed):
@@ -46,7 +56,7 @@ def files_of(url, step):
 
 
 def names(url):
-    return sorted({p.name for p in store.folder(url).iterdir()})
+    return sorted({p.name for p in store.children(store.folder(url))})
 
 
 def test_a_round_trip_is_bit_for_bit_and_old_steps_go(url):
@@ -67,6 +77,8 @@ def test_any_damage_to_any_object_is_seen_and_the_older_step_is_taken(url, kind)
         checkpoint.save(url, step, state_of(step))
     listed = {**files_of(url, 2), manifest.MANIFEST: store.folder(url) / "2" / manifest.MANIFEST}
     assert len(listed) >= 6
+    if url.startswith(("s3", "gs")):  # whose requests take long, and where the files are the same
+        listed = dict(list(listed.items())[::3])
     for name, file in listed.items():
         whole = file.read_bytes()
         if kind == "deleted":
@@ -110,16 +122,16 @@ def test_a_copy_tells_that_it_gets_on_also_inside_a_file(url, monkeypatch):
 def test_a_kill_while_a_step_is_copied_leaves_no_step(url, monkeypatch, after):
     checkpoint.save(url, 1, state_of(1))
     fs, left = store.afar(store.folder(url)), [after]
-    whole = type(fs).put_file
+    whole = fs.put_file
 
-    def killed(self, *given, **named):
+    def killed(*given, **named):
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
-        return whole(self, *given, **named)
+        return whole(*given, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(fs), "put_file", killed)
+        patch.setattr(fs, "put_file", killed)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(url, 2, state_of(2))
     assert checkpoint.steps(url) == [1]
@@ -149,7 +161,7 @@ def test_a_store_that_fails_is_said_and_the_older_step_stays(url, monkeypatch):
 
     checkpoint.save(url, 1, state_of(1))
     with monkeypatch.context() as patch:
-        patch.setattr(type(store.afar(store.folder(url))), "put_file", failing)
+        patch.setattr(store.afar(store.folder(url)), "put_file", failing)
         with pytest.raises(OSError, match="step 2 was not saved in .*quota exceeded"):
             checkpoint.save(url, 2, state_of(2))
     assert checkpoint.restore(url, state_of(0)).step == 1
@@ -202,10 +214,13 @@ def test_who_was_taken_for_dead_commits_nothing(url, quick):
     with locks(url, []) as check, saving(url, keep=2, check=check) as saver:
         saver.save(1, state)
         saver.wait()
-        (folder / "lock").write_text(json.dumps({"who": "the other", "token": "x"}))
+        # Of a renewal that has begun the write may come later: then it is the other who finds out.
+        while lease.look(folder).get("token") != "x":
+            store.write(folder / "lock", json.dumps({"who": "the other", "token": "x"}))
+            time.sleep(0.3)
         # The other one is in the middle of a save of its own.
         (folder / "saving").write_text("5")
-        (folder / "5").mkdir(exist_ok=True)
+        store.make(folder / "5")
         (folder / "5" / "half").write_text("")
         saver.save(2, state)
         with pytest.raises(OSError, match="taken over by the other: this run stops"):
@@ -278,7 +293,11 @@ def test_what_is_not_for_a_url_says_so(capsys, tmp_path):
             ["launch", "--", "train", config, "--workdir", "memory://a/b"],
             "write a path; a URL is for",
         ),
-        (["status", "memory://a/b"], "a URL is for train, eval, compare and check"),
+        (
+            ["doctor", "--workdir", "memory://a/b"],
+            "a URL is for train, status, eval, compare and check",
+        ),
+        (["status", "memory://a/b"], "holds no status"),
     ):
         assert cli.main(arguments) == 2
         assert said in capsys.readouterr().err
