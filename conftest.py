@@ -5,6 +5,7 @@ It stands at the root of the tree so that the doctests in `jaxdist/` run under i
 
 import os
 import sys
+import tempfile
 
 # All of this must be in the environment before JAX is imported, in every pytest-xdist worker too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,6 +16,10 @@ os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Pictures are drawn to files; no test may look for a display.
 os.environ.setdefault("MPLBACKEND", "Agg")
+# The key that signs the records of runs is the user's own; tests have another, and their processes too.
+if not os.environ.get("PYTEST_XDIST_WORKER"):
+    STATE = tempfile.TemporaryDirectory(prefix="jaxdist-state-")
+    os.environ["XDG_STATE_HOME"] = STATE.name
 
 import jax
 import pytest

@@ -74,6 +74,7 @@ def _parser(*, only_help: bool = False) -> argparse.ArgumentParser:
     one.add_argument(
         "--init-from", type=_place, help="begin from another run: other workers, another method"
     )
+    one.add_argument("--init-config", help="that run's config, as of jaxdist eval --config")
     one = command(
         "launch", running.launch, "train in several processes on this host, and restart them"
     )
@@ -104,6 +105,7 @@ def _parser(*, only_help: bool = False) -> argparse.ArgumentParser:
         "run_folder", nargs="?", type=_place, help="the run's folder", metavar="WORKDIR"
     )
     one.add_argument("--workdir", type=_place, help="the same")
+    one.add_argument("--config", help="its config, if another user, machine or text made the run")
     one = command("compare", looking.compare, "show runs side by side: a table and a picture")
     one.add_argument("runs", nargs="+", type=_place, metavar="WORKDIR", help="two runs or more")
     one.add_argument("--output", type=Path, help="where to draw them (default DIR/comparison.png)")

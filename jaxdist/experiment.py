@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import tyro
 from jax.sharding import Mesh
 
-from jaxdist import feed, run_folder
+from jaxdist import feed, provenance, run_folder, store
 from jaxdist.algorithms.base import Algorithm, check_period
 from jaxdist.clock import Clock
 from jaxdist.errors import Refused
@@ -138,12 +138,14 @@ class Config(NamedTuple):
       keywords: every keyword of the function with its value, defaults included.
       source: the text of the file.
       path: where it is.
+      modules: what it imports, as of `provenance.modules`.
     """
 
     experiment: Experiment
     keywords: dict[str, Any]
     source: str
     path: Path
+    modules: dict[str, str]
 
 
 def read(
@@ -186,7 +188,8 @@ def read(
     experiment = build(**called)
     if not isinstance(experiment, Experiment):
         raise Refused(f"{path}: experiment() returned {type(experiment).__name__}, no Experiment")
-    return Config(experiment, called, file.read_text("utf-8"), file)
+    source = file.read_text("utf-8")
+    return Config(experiment, called, source, file, provenance.modules(file))
 
 
 def _check_range(path: str, name: str, value: Any) -> None:
@@ -201,20 +204,55 @@ def _check_range(path: str, name: str, value: Any) -> None:
         )
 
 
-def read_again(folder: Path) -> Config:
-    """The config of a run, from where it was when the run began, never from the copy in the folder.
+def read_again(
+    folder: Path, *, config: str | None = None, say: Callable[[str], None] = lambda line: None
+) -> Config:
+    """The config of a run, called with the run's keywords. Nothing that the folder holds is run.
+
+    What may be run, and why, is in `jaxdist/provenance.py`.
+
+    Args:
+      folder: the run's.
+      config: the file that the user names. None: the one that the record names, where this user has
+        written the record and the file still holds the same program.
+      say: what to do with a line that says what has changed since.
 
     Raises:
-      Refused: the folder holds no run, or the config's text is not what it was.
+      Refused: the folder holds no run, its record was not written by this user, its config has changed
+        or is gone, or the file lies inside the folder. Nothing was run.
     """
     record = run_folder.read_record(folder)
-    config = read(record["config"], keywords=record["keywords"])
-    if config.source != record["source"]:
+    path = config or record["config"]
+    if not store.afar(folder) and Path(path).resolve().is_relative_to(folder.resolve()):
         raise Refused(
-            f"{record['config']} has changed since {folder} was made from it; put back the text of "
-            f"{folder / run_folder.SOURCE}, and write what is new into another file"
+            f"{path} is inside {folder}, and nothing that a run's folder holds is run: look at it, copy "
+            "it to another place and write --config FILE"
         )
-    return config
+    if config is None:
+        _check_ours(folder, record)
+    made = read(path, keywords=record["keywords"])
+    now = {"source": made.source, "modules": made.modules, "versions": run_folder.surroundings()}
+    if lines := provenance.changed(record, now):
+        say(f"since {folder} was begun: {'; '.join(lines)}")
+    return made
+
+
+def _check_ours(folder: Path, record: dict[str, Any]) -> None:
+    path, cure = record["config"], "look at it, and write --config FILE to run it"
+    if not provenance.is_ours(record):
+        raise Refused(
+            f"{folder} was not begun by you on this machine: the config that it names, {path}, is a "
+            f"program and is not run; {cure}"
+        )
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, ValueError):
+        raise Refused(f"the config of {folder}, {path}, is gone: write --config FILE") from None
+    if not provenance.same_program(record["source"], text):
+        raise Refused(
+            f"{path} has changed since {folder} was made from it "
+            f"({provenance.difference(record['source'], text)}); write --config {path} to run it as it is"
+        )
 
 
 def _command_line(build: Callable[..., Any], path: str, arguments: Sequence[str]) -> None:

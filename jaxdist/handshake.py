@@ -83,6 +83,7 @@ def of_run(config: Any) -> Facts:
     made = config.experiment
     return {
         "config": _short(config.source.encode()),
+        "modules": json.dumps(config.modules),
         "keywords": json.dumps(config.keywords, sort_keys=True, default=str),
         "method": method_of(made.algorithm),
         "data": fingerprint(made.task.stream.batch(0)),

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxdist import checkpoint, metric_lines, run_folder, store
+from jaxdist import checkpoint, metric_lines, provenance, run_folder, store
 from jaxdist.algorithms.base import State
 from jaxdist.errors import Refused
 from jaxdist.executor import Trainer, execute
@@ -22,6 +22,7 @@ def prepare(
     folder: Path,
     *,
     init_from: Path | None,
+    init_config: str | None = None,
     resume: str = "auto",
     say: Callable[[str], None] = print,
 ) -> None:
@@ -36,6 +37,8 @@ def prepare(
       folder: its own.
       init_from: the other run's folder, which is only read. None: none, unless the folder was begun from
         one and killed before it had a checkpoint.
+      init_config: the file with the config of that other run. None: `config`'s own, if it is the same
+        program; else the one that `experiment.read_again` finds.
       resume: what `train` will be told.
       say: what to do with a line for the user.
 
@@ -55,8 +58,9 @@ def prepare(
             "goes on from its own checkpoints once it has some"
         )
     with run_folder.locked(folder, say=say) as check:
-        run_folder.check(folder, keywords=config.keywords, source=config.source)
-        state, said = _inherited(config, init_from)
+        made_of = {"keywords": config.keywords, "source": config.source, "modules": config.modules}
+        run_folder.check(folder, **made_of)
+        state, said = _inherited(config, init_from, init_config, say)
         step, steps = int(state.step), config.experiment.steps
         if step >= steps:
             raise Refused(
@@ -66,8 +70,7 @@ def prepare(
         run_folder.claim(
             folder,
             config=str(config.path),
-            keywords=config.keywords,
-            source=config.source,
+            **made_of,
             state=state,
             init_from=init_from,
         )
@@ -76,9 +79,17 @@ def prepare(
         say(said)
 
 
-def _inherited(config: Config, folder: Path) -> tuple[State, str]:
+def _inherited(
+    config: Config, folder: Path, named: str | None, say: Callable[[str], None]
+) -> tuple[State, str]:
     """The state to begin with, and a line that says where it is from and what was carried."""
-    other = read_again(folder)
+    # Where it is the same program, the user has named it: the folder need not be the user's own.
+    source = run_folder.read_record(folder)["source"]
+    same = provenance.same_program(source, config.source)
+    try:
+        other = read_again(folder, config=named or (str(config.path) if same else None), say=say)
+    except Refused as error:
+        raise Refused(str(error).replace("--config", "--init-config")) from None
     old, state = _trainer(other)
     found = checkpoint.restore(folder / "checkpoints", state)
     if found is None:
@@ -86,7 +97,7 @@ def _inherited(config: Config, folder: Path) -> tuple[State, str]:
     where = f"from step {found.step} of {folder}, {other.experiment.workers} workers"
     where = "; ".join([*found.said, where])
     differs = run_folder.changes(other.keywords, config.keywords).keys()
-    if other.source != config.source or differs - MEMBERSHIP:
+    if not provenance.same_program(other.source, config.source) or differs - MEMBERSHIP:
         params = old.readout(found.state)
         new, state = _trainer(config, like=params)
         return new.init(params), f"{where}: parameters are carried, all else begins anew at step 0"

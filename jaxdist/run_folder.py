@@ -1,6 +1,7 @@
 """The folder of one run: who writes to it, what it was made with, and one line for every step.
 
-experiment.json   the keywords, the config's text, versions, devices
+experiment.json   the keywords, the config's text, what it imports, versions, devices; signed, see
+                  `jaxdist/provenance.py`
 config.py.txt     the config's text, to be read; it is never run from here
 metrics.jsonl     one JSON object a line: step, loss, bytes_sent, seconds (on the wall); evaluations
                   add more, a clock simulated_seconds
@@ -29,7 +30,7 @@ from typing import Any
 
 import jax
 
-from jaxdist import cluster, fail_fast, lease, manifest, peers, store
+from jaxdist import cluster, fail_fast, lease, manifest, peers, provenance, store
 from jaxdist.errors import Refused
 from jaxdist.manifest import JSON_BYTES
 
@@ -124,10 +125,25 @@ def _lock(folder: Path) -> Iterator[Callable[[], None]]:
         os.close(handle)
 
 
-def check(folder: Path, *, keywords: dict[str, Any], source: str) -> None:
+def check(
+    folder: Path,
+    *,
+    keywords: dict[str, Any],
+    source: str,
+    modules: dict[str, str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
     """Refuses a folder that holds something else than this very run; an empty one is welcome.
 
     Of several processes the first one looks for all: a later one could meet what it has written since.
+
+    Args:
+      folder: the run's.
+      keywords: of its config.
+      source: the text of its config.
+      modules: what that imports, as of `provenance.modules`; None: they are not compared.
+      say: what to do with a line that says what has changed and is no reason to refuse: comments,
+        versions, modules.
 
     Raises:
       Refused: it holds another experiment (the difference is named) or other files.
@@ -135,7 +151,10 @@ def check(folder: Path, *, keywords: dict[str, Any], source: str) -> None:
     refused = None
     if cluster.place()[0] == 0:
         try:
-            _holds(folder, keywords=keywords, source=source)
+            if _holds(folder, keywords=keywords, source=source):
+                now = {"source": source, "modules": modules, "versions": surroundings()}
+                if lines := provenance.changed(read_record(folder), now):
+                    say(f"since {folder} was begun: {'; '.join(lines)}")
         except Refused as error:
             refused = error
     _agree("check", refused)
@@ -150,10 +169,11 @@ def _holds(folder: Path, *, keywords: dict[str, Any], source: str) -> bool:
             )
         return False
     before = read_record(folder)
-    if before["source"] != source:
+    if not provenance.same_program(before["source"], source):
         raise Refused(
-            f"--workdir {folder} holds a run of {before['config']}, whose text was another: "
-            f"look at {SOURCE} there, or choose another folder and begin from that run: "
+            f"--workdir {folder} holds a run of {before['config']}, whose text was another "
+            f"({provenance.difference(before['source'], source)}): look at {SOURCE} there, or choose "
+            "another folder and begin from that run: "
             f"--workdir NEW --init-from {folder}"
         )
     if changed := changes(before["keywords"], keywords):
@@ -192,6 +212,7 @@ def claim(
     config: str,
     keywords: dict[str, Any],
     source: str,
+    modules: dict[str, str] | None = None,
     state: Any = (),
     init_from: Path | None = None,
 ) -> None:
@@ -221,14 +242,16 @@ def claim(
     if _holds(folder, keywords=keywords, source=source):
         return
     record = {
-        "config": config,
+        "config": os.path.abspath(config),
         "keywords": keywords,
         "source": source,
-        "versions": {"python": platform.python_version(), **versions()},
+        "modules": modules or {},
+        "versions": surroundings(),
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
         "init_from": init_from and str(init_from),
     }
+    record["signature"] = provenance.sign(record)
     replace(folder / SOURCE, source)
     replace(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
@@ -246,7 +269,10 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(store.read(file).decode("utf-8"))
     except (OSError, ValueError, RecursionError):
         raise Refused(f"{folder} holds no run: expected a folder with {RECORD}") from None
-    if not isinstance(record, dict) or not {"config", "keywords", "source"} <= record.keys():
+    kinds = {"config": str, "source": str, "keywords": dict}
+    if not isinstance(record, dict) or not all(
+        isinstance(record.get(name), kind) for name, kind in kinds.items()
+    ):
         raise Refused(f"{file} was not written by jaxdist")
     return record
 
@@ -259,6 +285,11 @@ def replace(file: Path, text: str) -> None:
     """
     with store.told(file.parent, file.name):
         store.write(file, text)
+
+
+def surroundings() -> dict[str, str]:
+    """The versions of Python and of `versions`."""
+    return {"python": platform.python_version(), **versions()}
 
 
 def versions() -> dict[str, str]:

@@ -67,7 +67,8 @@ def _train(
     watch.enter("init", 0)
     experiment, task = config.experiment, config.experiment.task
     every = report_every(experiment)
-    run_folder.check(folder, keywords=config.keywords, source=config.source)
+    made_of = {"keywords": config.keywords, "source": config.source, "modules": config.modules}
+    run_folder.check(folder, **made_of, say=say)
     check_batch(task.stream.batch(0), classes=task.classes)
 
     # Shardings. The executor lays workers on the devices of all processes.
@@ -81,8 +82,8 @@ def _train(
     watch.enter("restore", 0)
     state, begin, sums = resuming.newest(folder, state, resume=resume, say=say)
     meeting.check_same_step(begin)
-    claim = partial(run_folder.claim, folder, config=str(config.path), keywords=config.keywords)
-    claim(source=config.source, state=state if begin < experiment.steps else ())
+    more = state if begin < experiment.steps else ()
+    run_folder.claim(folder, config=str(config.path), **made_of, state=more)
     if not store.afar(folder):
         watch.follow(folder)
     if jax.process_index() == 0:

@@ -79,4 +79,5 @@ FLOORS = {
     "commands": 11,
     "cli": 12,
     "__main__": 13,
+    "provenance": 0,
 }

@@ -86,7 +86,9 @@ def start(*arguments: str, terminal: int | None = None, **more: str) -> subproce
     if terminal is not None:
         seat = f"os.setsid(); fcntl.ioctl({terminal}, termios.TIOCSCTTY, 0)"
         code = f"import fcntl, os, termios; {seat}; {code}"
-    keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    keep = {
+        name: os.environ[name] for name in ("PATH", "HOME", "XDG_STATE_HOME") if name in os.environ
+    }
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,

@@ -141,7 +141,7 @@ def test_what_can_not_be_inherited_is_one_line(finished, tmp_path, capsys):
     assert "steps=14 there and 20 here): choose another folder, and to begin from that run" in err
     assert f"--workdir NEW --init-from {source}" in err
     text = config.read_text()
-    config.write_text(text + "\n")
+    config.write_text(text.replace("momentum=0.9", "momentum=0.8"))
     code, _, err = shell(capsys, "train", other, *to, "--init-from", source)
     config.write_text(text)
     assert code == 2

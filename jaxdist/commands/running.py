@@ -57,7 +57,14 @@ def _train_here(
     say = (lambda line: hangup.say(line, sys.stdout)) if first else lambda line: None
     resume = resuming.in_this_life(options.resume)
     with printing.memory_explained():
-        inheriting.prepare(config, folder, init_from=options.init_from, resume=resume, say=say)
+        inheriting.prepare(
+            config,
+            folder,
+            init_from=options.init_from,
+            init_config=options.init_config,
+            resume=resume,
+            say=say,
+        )
         outcome = train(config, folder, resume=resume, say=say, watch=watch)
     if outcome.finished:
         if first:
@@ -136,7 +143,7 @@ def evaluate(options: argparse.Namespace, rest: list[str]) -> None:
 
     from jaxdist import checkpoint, experiment, metrics
 
-    made = experiment.read_again(workdir).experiment
+    made = experiment.read_again(workdir, config=options.config, say=print).experiment
     trainer = experiment.trainer_of(made)
     state = trainer.init(made.task.init(jax.random.key(made.seed)))
     found = checkpoint.restore(workdir / "checkpoints", state)
