@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from jaxdist import buckets, faults, worker
+from jaxdist.compensated import Sum, nothing, of_terms, split, steady, times
 from jaxdist.compress.base import Compressor, decode_leaves, encode_leaves
 from jaxdist.errors import Refused
 from jaxdist.topology import Round, Topology
@@ -76,22 +77,22 @@ def mix(
     if alive is not None or dropped is not None:
         now = faults.Masks(alive, dropped)
 
-    def mixed(arrays: list[jax.Array], factors: list[Factor]) -> jax.Array:
-        return _weighted(arrays, factors).astype(arrays[0].dtype)
+    def mixed(arrays: list[jax.Array], factors: list[Factor], given: list[Factor]) -> jax.Array:
+        return _weighted(arrays, factors, given).astype(arrays[0].dtype)
 
     keeps = keeps or ("sender" if topology.stochastic == "column" else "receiver")
     return _exchange(tree, topology, step, mixed, lambda one: one.own, keeps, now, branch)
 
 
-def change(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
-    """What one `mix` would add to every worker's arrays, in at least float32.
+def change(tree: PyTree, topology: Topology, step: jax.Array) -> Sum:
+    """What one `mix` would add to every worker's arrays, so that over all workers it cancels.
 
         d_i = sum_j W(step)_ij x_j - x_i
 
-    For methods that add up what their exchanges did: over all workers the changes sum to zero, also
-    in floating point, where a difference of two rounded results would leave a remainder that grows.
-    Under rows that sum to one the differences x_j - x_i are weighted, so that it is exactly zero
-    where all agree; otherwise what arrives is set against what a worker gives away.
+    For methods that add up what their exchanges did. Every number that somebody gets somebody else
+    gives away, the same to the last bit, and they are added up with what rounding drops: the changes of
+    all workers sum to zero in floating point too, but for 2^-48 of them. `compensated.value` makes one
+    number of each, where nothing is added up.
 
     Args:
       tree: this worker's arrays, floating point.
@@ -99,23 +100,19 @@ def change(tree: PyTree, topology: Topology, step: jax.Array) -> PyTree:
       step: as for `mix`.
 
     Returns:
-      A pytree like `tree` in at least float32, this worker's own.
+      A `Sum` of pytrees like `tree` in at least float32, this worker's own.
 
     Communication:
       As `mix`: in the leaf's own dtype.
     """
-    by_rows = topology.stochastic != "column"
 
-    def changed(arrays: list[jax.Array], factors: list[Factor]) -> jax.Array:
-        wide = worker.accumulation_dtype(arrays[0].dtype)
-        own, *others = (x.astype(wide) for x in arrays)
-        return _weighted([own, *(x - own if by_rows else x for x in others)], factors)
+    def changed(arrays: list[jax.Array], factors: list[Factor], given: list[Factor]) -> jax.Array:
+        return jnp.stack(_flow(arrays, factors[1:], given, alike=topology.symmetric))
 
-    def own_weight(one: Round) -> np.ndarray:
-        return np.zeros(one.size) if by_rows else one.own - one.column_sums
-
-    keeps = None if by_rows else "sender"
-    return _exchange(tree, topology, step, changed, own_weight, keeps, faults.current())
+    both = _exchange(
+        tree, topology, step, changed, lambda one: np.zeros(one.size), None, faults.current()
+    )
+    return Sum(*(jax.tree.map(lambda x, i=i: x[i], both) for i in range(2)))
 
 
 def arriving(
@@ -167,23 +164,23 @@ def pass_on(tree: PyTree, source: np.ndarray) -> PyTree:
     return restore(worker.permute(buffers, source))
 
 
-def mix_compressed(
+def change_compressed(
     tree: PyTree, topology: Topology, step: jax.Array, *, compressor: Compressor, key: jax.Array
-) -> tuple[PyTree, PyTree]:
-    """The weighted mean of what the payloads of this worker and its neighbors stand for.
+) -> tuple[Sum, PyTree]:
+    """As `change`, of what the payloads of this worker and its neighbors stand for.
 
-        sum_j W(step)_ij C(x_j), and C(x_i)
+        sum_j W(step)_ij C(x_j) - C(x_i), and C(x_i)
 
     Args:
       tree: this worker's arrays, floating point. Every leaf is compressed by itself.
-      topology: who listens to whom.
+      topology: who listens to whom; its columns sum to one.
       step: the shared step; it selects the round.
       compressor: what travels.
       key: the same for every worker; draws are each worker's own, but for compressors whose payloads
         may be summed, which draw alike.
 
     Returns:
-      Two pytrees like `tree`, the first in at least float32, this worker's own.
+      A `Sum` of pytrees like `tree`, and one like `tree`, this worker's own.
 
     Communication:
       Payloads only: compressor.bytes(tree) for each permutation of the round that moves anything.
@@ -196,9 +193,13 @@ def mix_compressed(
     check_size(topology)
     private = key if compressor.route == "sum" else jax.random.fold_in(key, worker.index())
     payloads = encode_leaves(compressor, private, tree)
-    own = decode_leaves(compressor, payloads, tree)
+
+    def decoded(payloads: PyTree) -> PyTree:
+        return jax.tree.map(steady, decode_leaves(compressor, payloads, tree))
+
+    own = decoded(payloads)
     if topology.size == 1:
-        return own, own
+        return nothing(own), own
     buffers, restore = buckets.pack(payloads)
     rounds = [topology.permutations(t) for t in range(topology.period)]
     most = max(len(one.sources) for one in rounds)
@@ -206,8 +207,8 @@ def mix_compressed(
     def received(sources: np.ndarray) -> Callable[[list[jax.Array]], list[list[jax.Array]]]:
         def of(buffers: list[jax.Array]) -> list[list[jax.Array]]:
             arrived = [worker.permute(buffers, source) for source in sources[1:]]
-            nothing = [jnp.zeros_like(b) for b in buffers]
-            return worker.vary(arrived + [nothing] * (most - len(sources)))
+            idle = [[jnp.zeros_like(b) for b in buffers]] * (most - len(sources))
+            return worker.vary(arrived + idle)
 
         return of
 
@@ -215,12 +216,13 @@ def mix_compressed(
     branches = [received(one.sources) for one in rounds]
     now = step % len(rounds)
     arrived = branches[0](buffers) if len(rounds) == 1 else lax.switch(now, branches, buffers)
-    table = np.zeros((len(rounds), most, topology.size))
+    gets, gives = np.zeros((2, len(rounds), most, topology.size))
     for t, one in enumerate(rounds):
-        table[t, : len(one.weights)] = one.weights
-    weights = jnp.asarray(table)[now, :, worker.index()]
-    terms = [own, *(decode_leaves(compressor, restore(b), tree) for b in arrived)]
-    return jax.tree.map(lambda *x: _weighted(list(x), list(weights)), *terms), own
+        gets[t, : len(one.weights)] = one.weights
+        gives[t, : len(one.weights)] = _given(one.sources, one.weights)
+    mine = [jnp.asarray(table)[now, 1:, worker.index()] for table in (gets, gives)]
+    terms = [own, *(decoded(restore(b)) for b in arrived)]
+    return split(lambda *x: _flow(list(x), *map(list, mine), alike=topology.symmetric), *terms), own
 
 
 def arrives(topology: Topology, source: np.ndarray) -> jax.Array:
@@ -245,7 +247,7 @@ def _exchange(
     tree: PyTree,
     topology: Topology,
     step: jax.Array,
-    combine: Callable[[list[jax.Array], list[Factor]], jax.Array],
+    combine: Callable[[list[jax.Array], list[Factor], list[Factor]], jax.Array],
     own_weight: Callable[[Round], np.ndarray],
     keeps: Keeps | None,
     now: faults.Masks,
@@ -253,8 +255,9 @@ def _exchange(
 ) -> PyTree:
     """Sends everybody's arrays along the round and combines what arrives with its factors.
 
-    `own_weight` is the factor of a worker's own arrays; `keeps` says whose it is that grows by the
-    weights of lost messages, None: nobody's.
+    `combine` also gets with what factor a worker's own arrays arrive at each of the others. `own_weight`
+    is the factor of its own for itself; `keeps` says whose it is that grows by the weights of lost
+    messages, None: nobody's.
     """
     check_size(topology)
     _check_survivors(topology, now.gone)
@@ -267,40 +270,40 @@ def _exchange(
         received: list[list[jax.Array]],
         factors: list[Factor],
         senders: list[jax.Array],
-        receivers: list[tuple[jax.Array, jax.Array]],
+        receivers: list[tuple[jax.Array, Factor]],
     ) -> list[jax.Array]:
+        given: list[Factor] = [f for _, f in receivers]
         if not whole:
             me = worker.index()
             ups = [_up(now, topology, me, sender) for sender in senders]
+            heard = [_up(now, topology, receiver, me) for receiver, _ in receivers]
             own, *others = factors
+            lost = []
             if keeps == "receiver":
                 lost = [jnp.where(up, 0.0, f) for up, f in zip(ups, others, strict=True)]
             elif keeps == "sender":
-                lost = [jnp.where(_up(now, topology, r, me), 0.0, f) for r, f in receivers]
-            else:
-                lost = []
+                lost = [jnp.where(up, 0.0, f) for up, f in zip(heard, given, strict=True)]
             others = [jnp.where(up, f, 0.0) for up, f in zip(ups, others, strict=True)]
+            given = [*(jnp.where(up, f, 0.0) for up, f in zip(heard, given, strict=True))]
             factors = [reduce(jnp.add, lost, jnp.asarray(own)), *others]
         return [
-            combine([own, *others], factors)
+            combine([own, *others], factors, given)
             for own, *others in zip(buffers, *received, strict=True)
         ]
 
     def round_of(one: Round) -> Callable[[list[jax.Array]], list[jax.Array]]:
         sources, weights = one.permutations
-        targets = np.argsort(sources, axis=1)
+        targets, given = np.argsort(sources, axis=1), _given(sources, weights)
 
         def branch(buffers: list[jax.Array]) -> list[jax.Array]:
             # Everything is sent before anything is used, so that XLA may have all of it under way.
             received = [worker.permute(buffers, source) for source in sources[1:]]
             factors = [_factor(row) for row in (own_weight(one), *weights[1:])]
-            if whole:
-                return combined(buffers, received, factors, [], [])
             me = worker.index()
             senders = [jnp.asarray(source)[me] for source in sources[1:]]
             receivers = [
-                (jnp.asarray(target)[me], jnp.asarray(row[target])[me])
-                for target, row in zip(targets[1:], weights[1:], strict=True)
+                (jnp.asarray(target)[me], _factor(row))
+                for target, row in zip(targets[1:], given[1:], strict=True)
             ]
             return combined(buffers, received, factors, senders, receivers)
 
@@ -354,7 +357,12 @@ def _padded(one: Round, own: np.ndarray, slots: int) -> tuple[np.ndarray, ...]:
     source = np.vstack([sources, np.tile(sources[:1], (idle, 1))])
     weight = np.vstack([own[None], weights[1:], np.zeros((idle, one.size))])
     target = np.argsort(source, axis=1).astype(np.int32)
-    return source, weight, target, np.take_along_axis(weight, target, axis=1)
+    return source, weight, target, _given(source, weight)
+
+
+def _given(sources: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """With what weight a worker's own arrays arrive at whom each permutation takes them to."""
+    return np.take_along_axis(weights, np.argsort(sources, axis=1), axis=1)
 
 
 def _up(now: faults.Masks, topology: Topology, receiver: jax.Array, sender: jax.Array) -> jax.Array:
@@ -393,8 +401,31 @@ def _factor(row: np.ndarray) -> Factor:
     return jnp.asarray(row)[worker.index()]
 
 
-def _weighted(arrays: list[jax.Array], factors: list[Factor]) -> jax.Array:
-    """The weighted sum, in at least float32."""
+def _flow(
+    arrays: list[jax.Array], gets: list[Factor], gives: list[Factor], *, alike: bool
+) -> tuple[jax.Array, jax.Array]:
+    """What arrives without what is given away, in at least float32, and what rounding drops of it.
+
+    Where both ways of every link have one weight (`alike`), a difference is weighted instead of two
+    numbers: it has more digits, and over a link still one value and its negative.
+    """
+    wide = worker.accumulation_dtype(arrays[0].dtype)
+    own, *others = (x.astype(wide) for x in arrays)
+
+    def weighted(factor: Factor, x: jax.Array) -> list[jax.Array]:
+        none = isinstance(factor, float) and factor == 0.0
+        return [] if none else [times(factor, x)]
+
+    if alike:
+        others = [x - own for x in others]
+    terms = [term for f, x in zip(gets, others, strict=True) for term in weighted(f, x)]
+    if not alike:
+        terms += [-term for f in gives for term in weighted(f, own)]
+    return of_terms(terms or [jnp.zeros_like(own)])
+
+
+def _weighted(arrays: list[jax.Array], factors: list[Factor], given: list[Factor]) -> jax.Array:
+    """The weighted sum, in at least float32, whatever a worker gives away."""
     wide = worker.accumulation_dtype(arrays[0].dtype)
     terms = [
         jnp.asarray(f).astype(wide) * x.astype(wide)

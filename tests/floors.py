@@ -11,6 +11,7 @@ FLOORS = {
     "hangup": 0,
     "connections": 0,
     "peers": 0,
+    "provenance": 0,
     "rank": 0,
     "scratch": 0,
     "manifest": 0,
@@ -36,6 +37,7 @@ FLOORS = {
     "meeting": 3,
     "waiting": 2,
     "buckets": 3,
+    "compensated": 3,
     "faults": 3,
     "compress": 3,
     "isolated": 3,
@@ -79,5 +81,4 @@ FLOORS = {
     "commands": 11,
     "cli": 12,
     "__main__": 13,
-    "provenance": 0,
 }

@@ -11,7 +11,7 @@ import twins
 from cases import loss
 
 import jaxdist as jd
-from jaxdist import lanes, mixing
+from jaxdist import compensated, lanes, mixing
 
 W, N = 5, 3
 QUIET = twins.quadratic(W, N, seed=1)
@@ -84,7 +84,7 @@ def test_one_peer_rounds_average_exactly_by_change(x64):
 
 def _mixed_thrice(x, topology):
     for t in range(3):
-        x = x + mixing.change(x, topology, jnp.int32(t))
+        x = x + compensated.value(mixing.change(x, topology, jnp.int32(t)))
     return x
 
 
@@ -101,7 +101,7 @@ def test_change_is_what_mix_adds_and_arriving_is_its_other_part(x64, topology):
         )(values)
         for name, part in (
             ("mix", mixing.mix),
-            ("change", mixing.change),
+            ("change", lambda *a: compensated.value(mixing.change(*a))),
             ("arriving", mixing.arriving),
         )
     }

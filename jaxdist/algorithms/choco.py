@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import mixing, reduction, waiting, worker
+from jaxdist import compensated, mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -15,6 +15,7 @@ from jaxdist.algorithms.base import (
 )
 from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
+from jaxdist.compensated import nothing, plus, scaled
 from jaxdist.compress import Compressor, contractive
 from jaxdist.compress.base import check_compressor
 from jaxdist.errors import Refused
@@ -41,7 +42,7 @@ def choco(
     As x settles, the difference that is compressed vanishes, and so does the error of C: it converges
     for any C that contracts, with a consensus step that is small enough (about its delta; with too
     large a one the copies diverge). The copies of the neighbors stay equal to their owners', for all add the
-    same payloads; as the weights do not change, a worker keeps their weighted sum in one array.
+    same payloads; as the weights do not change, a worker keeps no more of them than what moves it.
 
     Args:
       inner: the local rule. It sees one worker's gradients and never communicates; its memory stays
@@ -52,8 +53,9 @@ def choco(
       consensus_step: how far to move towards the neighbors, above 0 and at most 1.
 
     Returns:
-      An `Algorithm`. shared: nothing. local: parameters, the state of `inner`, the copy h_i and the
-      weighted sum of the neighbors' copies, in at least float32.
+      An `Algorithm`. shared: nothing. local: parameters, the state of `inner`, the copy h_i,
+      sum_j W_ij (h_j - h_i), and what rounding drops of that sum and of the parameters, all in at
+      least float32.
 
     Raises:
       Refused: a rule that is not optax's, a topology that varies or is not doubly stochastic, a
@@ -101,24 +103,25 @@ def choco(
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, worker.accumulation_dtype(x.dtype)), params
         )
-        local = params, local_init(inner, params), worker.vary(zeros), worker.vary(zeros)
+        local = params, local_init(inner, params), worker.vary(zeros), worker.vary(nothing(params))
+        local = *local, worker.vary(zeros)
         return State(jnp.int32(0), (), local)
 
     def update(grads, state: State, *, key, value, objective) -> State:
-        params, inner_state, own, around = state.local
+        params, inner_state, own, flow, rest = state.local
         params, inner_state = apply(
             inner, grads, inner_state, params, value=value, objective=objective
         )
         news = jax.tree.map(lambda x, h: x.astype(h.dtype) - h, params, own)
-        heard, told = mixing.mix_compressed(
+        change, told = mixing.change_compressed(
             news, topology, state.step, compressor=contracting, key=key
         )
         own = jax.tree.map(jnp.add, own, told)
-        around = jax.tree.map(jnp.add, around, heard)
-        params = jax.tree.map(
-            lambda x, s, h: x + (consensus_step * (s - h)).astype(x.dtype), params, around, own
-        )
-        return State(state.step + 1, (), (params, inner_state, own, around))
+        # The difference is summed up by itself, not taken of two sums of copies: over all workers it
+        # cancels, and what rounding would leave of it would move the mean at every step.
+        flow = plus(flow, change)
+        params, rest = compensated.moved(params, rest, scaled(flow, consensus_step))
+        return State(state.step + 1, (), (params, inner_state, own, flow, rest))
 
     def sends(params: Params, step: int) -> int:
         wide = jax.eval_shape(init, params).local[2]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import mixing, reduction, waiting, worker
+from jaxdist import compensated, mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -17,6 +17,7 @@ from jaxdist.algorithms.base import (
 )
 from jaxdist.algorithms.membership import averaged, remade
 from jaxdist.algorithms.neighbors import check_doubly_stochastic, exchanges
+from jaxdist.compensated import nothing
 from jaxdist.errors import Refused
 from jaxdist.topology import Topology
 
@@ -56,7 +57,8 @@ def event_triggered(
 
     Returns:
       An `Algorithm`. shared: the part of the messages that was due at the last step. local:
-      parameters, the state of `inner`, what was last said.
+      parameters, the state of `inner`, what was last said, and what rounding drops of the parameters,
+      in at least float32.
 
     Raises:
       Refused: a threshold or decay out of range, a rule that is not optax's, or a topology whose
@@ -98,10 +100,11 @@ def event_triggered(
 
     def init(params: Params) -> State:
         said = jax.tree.map(jnp.copy, params)
-        return State(jnp.int32(0), jnp.float32(0), (params, local_init(inner, params), said))
+        local = params, local_init(inner, params), said, nothing(params).low
+        return State(jnp.int32(0), jnp.float32(0), local)
 
     def update(grads, state: State, *, key, value, objective) -> State:
-        params, inner_state, said = state.local
+        params, inner_state, said, rest = state.local
         moved, inner_state = apply(
             inner, grads, inner_state, params, value=value, objective=objective
         )
@@ -109,13 +112,15 @@ def event_triggered(
         limit = threshold * jnp.asarray(decay, distance.dtype) ** state.step.astype(distance.dtype)
         speaks = distance > limit
         said = jax.tree.map(lambda new, old: jnp.where(speaks, new, old), moved, said)
-        mixed = mixing.mix(said, topology, state.step)
-        params = jax.tree.map(lambda v, m, s: v + (m - s), moved, mixed, said)
+        # What they have said may stay the same for long: what rounding drops would move the workers'
+        # mean, the same way at every step.
+        change = mixing.change(said, topology, state.step)
+        params, rest = compensated.moved(moved, rest, change)
         there = worker.there().astype(jnp.float32)
         heard = there * (there @ jnp.asarray(listens, there.dtype))  # by how many of those there
         due = worker.total(jnp.where(speaks, heard[worker.index()], 0.0))
         part = (due / jnp.maximum(heard.sum(), 1e-9)).astype(jnp.float32)
-        return State(state.step + 1, part, (params, inner_state, said))
+        return State(state.step + 1, part, (params, inner_state, said, rest))
 
     return Algorithm(
         init=init,
@@ -126,7 +131,7 @@ def event_triggered(
         waits=waiting.neighbors(topology),
         report=lambda state: {"messages_sent": state.shared},
         resize=remade(
-            lambda old, fresh: (*averaged(old[:2], fresh[:2]), fresh[2]),
+            lambda old, fresh: (*averaged(old[:2], fresh[:2]), *fresh[2:]),
             "everybody goes on from the workers' mean parameters and mean memory, which all have heard",
         ),
     )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import mixing, reduction, waiting, worker
+from jaxdist import compensated, mixing, reduction, waiting
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -25,6 +25,7 @@ from jaxdist.algorithms.base import (
 )
 from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_symmetric, exchanges, least_eigenvalue
+from jaxdist.compensated import Sum, nothing, plus, scaled
 from jaxdist.errors import Refused
 from jaxdist.topology import Topology
 
@@ -52,7 +53,8 @@ def exact_diffusion(inner: optax.GradientTransformation, topology: Topology) -> 
 
     Returns:
       An `Algorithm`. shared: nothing. local: parameters, the correction x - psi(t-1) (in at least
-      float32: kept in bfloat16 its mean would wander off) and the state of `inner`.
+      float32), what rounding drops of either, likewise, without which the mean would wander off, and
+      the state of `inner`.
 
     Raises:
       Refused: a rule that is not optax's; a topology that varies or is not symmetric.
@@ -101,8 +103,8 @@ def d2(inner: optax.GradientTransformation, topology: Topology) -> Algorithm:
       topology: who listens to whom: one symmetric matrix for the whole run.
 
     Returns:
-      An `Algorithm`. shared: nothing. local: parameters, the correction x - x(t-1) - u(t-1) (in at
-      least float32) and the state of `inner`.
+      An `Algorithm`. shared: nothing. local: parameters, the correction x - x(t-1) - u(t-1) (as
+      in `jd.exact_diffusion`) and the state of `inner`.
 
     Raises:
       Refused: a rule that is not optax's; a topology that varies, is not symmetric, or has an
@@ -155,7 +157,7 @@ def extra(inner: optax.GradientTransformation, topology: Topology) -> Algorithm:
 
     Returns:
       An `Algorithm`. shared: nothing. local: parameters, the correction (half of what all exchanges
-      so far added to this worker, in at least float32) and the state of `inner`.
+      so far added to this worker, kept as in `jd.exact_diffusion`) and the state of `inner`.
 
     Raises:
       Refused: a rule that is not optax's; a topology that varies or is not symmetric.
@@ -182,18 +184,18 @@ def extra(inner: optax.GradientTransformation, topology: Topology) -> Algorithm:
     """
     check_symmetric("extra", topology)
 
-    def extrapolated(x: PyTree, moved: PyTree, change: Callable[[PyTree], PyTree]):
+    def extrapolated(x: PyTree, moved: PyTree, change: Callable[[PyTree], Sum]):
         added = change(x)
-        return jax.tree.map(_add, moved, added), jax.tree.map(lambda a: a / 2, added)
+        return added, scaled(added, 0.5)
 
     return _corrected("extra", inner, topology, extrapolated, overlaps=True)
 
 
 def _diffused(share: float):
-    def combined(x: PyTree, moved: PyTree, change: Callable[[PyTree], PyTree]):
+    def combined(x: PyTree, moved: PyTree, change: Callable[[PyTree], Sum]):
         sent = jax.tree.map(lambda wide, x: wide.astype(x.dtype), moved, x)
-        added = jax.tree.map(lambda a: share * a, change(sent))
-        return jax.tree.map(_add, moved, added), added
+        added = scaled(change(sent), share)
+        return added, added
 
     return combined
 
@@ -206,26 +208,29 @@ def _corrected(
     *,
     overlaps: bool = False,
 ) -> Algorithm:
-    """x' and what is added to d, from x, x + u + d and the exchange.
+    """`combine`: what is added to x + u + d and to d, from x, x + u + d and the exchange.
 
     In the papers' terms, W~ being the matrix of `exact_diffusion` or `d2`: phi = x + u + d,
     x' = phi + (W~ - I) phi and d' = x' - (x + u) = d + (W~ - I) phi. For EXTRA d' = d + (W - I) x / 2.
-    Written so, the sum of d over workers is zero to the last bit that is added.
+    Written so, the sum of d over workers is zero as long as nothing that is added is rounded off: it is
+    kept in two numbers, for what it is off by moves the mean at every step. So is x: where it rests on
+    its last bit the roundings of the workers need not cancel, and may all go one way.
     """
     check_rule("inner", inner)
 
     def init(params: Params) -> State:
-        d = jax.tree.map(lambda x: jnp.zeros_like(x, worker.accumulation_dtype(x.dtype)), params)
-        return State(jnp.int32(0), (), (params, d, local_init(inner, params)))
+        d = nothing(params)
+        return State(jnp.int32(0), (), (params, d.low, d, local_init(inner, params)))
 
     def update(grads, state: State, *, key, value, objective) -> State:
-        x, d, inner_state = state.local
+        x, rest, d, inner_state = state.local
         t = state.step
         u, inner_state = updates(inner, grads, inner_state, x, value=value, objective=objective)
-        moved = jax.tree.map(lambda d, x, u: _add(_add(d, x), u), d, x, u)
-        new, added = combine(x, moved, lambda sent: mixing.change(sent, topology, t))
-        new = jax.tree.map(lambda wide, x: wide.astype(x.dtype), new, x)
-        return State(t + 1, (), (new, jax.tree.map(_add, d, added), inner_state))
+        step = plus(d, nothing(x)._replace(high=jax.tree.map(_as_wide, u, d.high)))
+        moved = jax.tree.map(_add, compensated.value(step), x)
+        to_x, to_d = combine(x, moved, lambda sent: mixing.change(sent, topology, t))
+        x, rest = compensated.moved(x, rest, plus(step, to_x))
+        return State(t + 1, (), (x, rest, plus(d, to_d), inner_state))
 
     return Algorithm(
         init=init,
@@ -237,6 +242,10 @@ def _corrected(
         method=method,
         waits=waiting.neighbors(topology, overlaps=overlaps),
     )
+
+
+def _as_wide(x: jax.Array, wide: jax.Array) -> jax.Array:
+    return x.astype(wide.dtype)
 
 
 def _add(wide: jax.Array, x: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import mixing, reduction, waiting
+from jaxdist import compensated, mixing, reduction, waiting
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -105,12 +105,12 @@ def gossip(
     def mix(params: Params, t: jax.Array, key: jax.Array, branch: int | None = None) -> Params:
         if compressor is None:
             return mixing.mix(params, topology, t, branch=branch)
-        mixed, own = mixing.mix_compressed(params, topology, t, compressor=compressor, key=key)
+        change, _ = mixing.change_compressed(params, topology, t, compressor=compressor, key=key)
 
-        def moved(x: jax.Array, m: jax.Array, o: jax.Array) -> jax.Array:
-            return (x.astype(m.dtype) + (m - o.astype(m.dtype))).astype(x.dtype)
+        def moved(x: jax.Array, d: jax.Array) -> jax.Array:
+            return (x.astype(d.dtype) + d).astype(x.dtype)
 
-        return jax.tree.map(moved, params, mixed, own)
+        return jax.tree.map(moved, params, compensated.value(change))
 
     def init(params: Params) -> State:
         return State(jnp.int32(0), (), (params, local_init(inner, params)))

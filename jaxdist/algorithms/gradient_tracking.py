@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import mixing, reduction, waiting, worker
+from jaxdist import compensated, mixing, reduction, waiting
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -19,6 +19,7 @@ from jaxdist.algorithms.base import (
 from jaxdist.algorithms.membership import AVERAGED
 from jaxdist.algorithms.neighbors import check_columns, exchanges
 from jaxdist.algorithms.push_sum import quotient, unit_weight
+from jaxdist.compensated import Sum, nothing, plus
 from jaxdist.errors import Refused
 from jaxdist.topology import Topology
 
@@ -59,8 +60,8 @@ def gradient_tracking(
 
     Returns:
       An `Algorithm`. shared: nothing. local: parameters (numerators and a weight where only columns
-      sum to one), what is left of the tracker without the new gradient (in at least float32, for
-      what is rounded off it is lost to the mean for ever) and the state of `inner`.
+      sum to one), what exchanges have changed in the tracker (twice in at least float32, a sum and what
+      rounding drops of it, which would be lost to the mean for ever) and the state of `inner`.
 
     Raises:
       Refused: an unknown order, a rule that is not optax's, a row-stochastic topology, or a round
@@ -102,29 +103,32 @@ def gradient_tracking(
         return quotient(n, w) if weighted else n
 
     def init(params: Params) -> State:
-        rest = jax.tree.map(lambda x: jnp.zeros_like(x, worker.accumulation_dtype(x.dtype)), params)
         held = params, unit_weight(params) if weighted else ()
-        return State(jnp.int32(0), (), (held, rest, local_init(inner, params)))
+        return State(jnp.int32(0), (), (held, nothing(params), local_init(inner, params)))
 
     def update(grads, state: State, *, key, value, objective) -> State:
         (n, w), rest, inner_state = state.local
         t = state.step
-        y = jax.tree.map(_add, rest, grads)  # from nothing at step 0: y_0 = g_0
+        # From nothing at step 0: y_0 = g_0.
+        y = jax.tree.map(lambda high, low, g: _add(high, g) + low, *rest, grads)
+        change = nothing(n)
         if order == "adapt_then_combine":
-            mixed = jax.tree.map(_add, y, mixing.change(_message(y, grads), topology, t - 1))
-            y = jax.tree.map(lambda raw, mixed: jnp.where(t == 0, raw, mixed), y, mixed)
+            change = mixing.change(_message(y, grads), topology, t - 1)
+            change = jax.tree.map(lambda x: jnp.where(t == 0, jnp.zeros_like(x), x), change)
+            y = jax.tree.map(_add, y, compensated.value(change))
         u, inner_state = updates(
             inner, _message(y, grads), inner_state, point(state), value=value, objective=objective
         )
         moved = optax.apply_updates(n, u)
         sent = moved if adapt_first else n
         if order == "adapt_then_combine":
-            dn, dw = mixing.change((sent, w), topology, t)
+            dn, dw = compensated.value(mixing.change((sent, w), topology, t))
         else:
             # Both in one exchange; the tracker is mixed here for the step to come.
-            (dn, dw), dy = mixing.change(((sent, w), _message(y, grads)), topology, t)
-            y = jax.tree.map(_add, y, dy)
-        rest = jax.tree.map(lambda y, g: y - g.astype(y.dtype), y, grads)
+            (own, high), (other, low) = mixing.change(((sent, w), _message(y, grads)), topology, t)
+            (dn, dw), change = compensated.value(Sum(own, other)), Sum(high, low)
+        # y(t) - g(t) is y(t-1) - g(t-1) and what the exchange has changed.
+        rest = plus(rest, change)
         n = jax.tree.map(lambda x, d: _add(d, x).astype(x.dtype), moved, dn)
         w = jax.tree.map(jnp.add, w, dw)
         return State(t + 1, (), ((n, w), rest, inner_state))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import mixing, reduction, waiting, worker
+from jaxdist import compensated, mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -19,6 +19,7 @@ from jaxdist.algorithms.base import (
 )
 from jaxdist.algorithms.membership import averaged, remade
 from jaxdist.algorithms.neighbors import check_columns, exchanges, rounds
+from jaxdist.compensated import nothing, plus
 from jaxdist.compress.base import Compressor, check_compressor, contractive
 from jaxdist.errors import Refused
 from jaxdist.topology import Topology
@@ -61,9 +62,8 @@ def push_sum(
         h_i <- h_i + C(v_i - h_i)                         all that travels; h starts at 0
         n_i <- v_i - h_i + sum_j A_ij h_j
 
-    What the payload leaves out stays with the sender, so nothing is lost whatever C does (but for
-    rounding: a unit in the last place a step); and as n settles the error of C vanishes: it ends
-    where it would without C. For that C must be finer the
+    What the payload leaves out stays with the sender, so nothing is lost whatever C does; and as n
+    settles the error of C vanishes: it ends where it would without C. For that C must be finer the
     faster A mixes, or it diverges; with a coarse C stay closer to the identity, with
     `jd.topology.from_matrix((1 - c) * np.eye(W) + c * A)`, where c < 1 is what `jd.choco` calls the
     consensus step.
@@ -79,8 +79,9 @@ def push_sum(
 
     Returns:
       An `Algorithm`. shared: nothing. local: n, w (in at least float32), the state of `inner`, and
-      the last `delay` messages, or with a compressor the copy h_i and sum_j A_ij h_j - h_i, in at
-      least float32. The readout is sum n / sum w, messages under way included.
+      the last `delay` messages, or with a compressor the copy h_i, sum_j A_ij h_j - h_i, and what
+      rounding drops of that sum and of n, in at least float32.
+      The readout is sum n / sum w, messages under way included.
 
     Raises:
       Refused: a rule that is not optax's; a negative delay; a row-stochastic topology; a round in
@@ -202,24 +203,25 @@ def _compressed(
     def init(params: Params) -> State:
         held = params, unit_weight(params)
         zeros = worker.vary(jax.tree.map(jnp.zeros_like, _wide(params)))
-        return State(jnp.int32(0), (), (held, local_init(inner, params), zeros, zeros))
+        flow = worker.vary(nothing(params))
+        return State(jnp.int32(0), (), (held, local_init(inner, params), zeros, flow, zeros))
 
     def update(grads, state: State, *, key, value, objective) -> State:
-        (n, w), inner_state, copy, flow = state.local
+        (n, w), inner_state, copy, flow, rest = state.local
         t = state.step
         u, inner_state = updates(
             inner, grads, inner_state, quotient(n, w), value=value, objective=objective
         )
-        v = _wide(optax.apply_updates(n, u))
-        news = jax.tree.map(jnp.subtract, v, copy)
-        heard, told = mixing.mix_compressed(news, topology, t, compressor=contracting, key=key)
-        # What flows is summed up by itself, and not taken as a difference of two sums of copies: it is
-        # small once workers agree, and so is what rounding could add to the total.
-        flow = jax.tree.map(lambda s, a, b: s + (a - b), flow, heard, told)
+        v = optax.apply_updates(n, u)
+        news = jax.tree.map(jnp.subtract, _wide(v), copy)
+        change, told = mixing.change_compressed(news, topology, t, compressor=contracting, key=key)
+        # What flows is summed up by itself, and not taken as a difference of two sums of copies: over all
+        # workers it cancels, and what rounding would leave of it would add to the total at every step.
+        flow = plus(flow, change)
         copy = jax.tree.map(jnp.add, copy, told)
-        n = jax.tree.map(lambda n, v, s: (v + s).astype(n.dtype), n, v, flow)
+        n, rest = compensated.moved(v, rest, flow)
         w = mixing.mix(w, topology, t, keeps="sender")
-        return State(t + 1, (), ((n, w), inner_state, copy, flow))
+        return State(t + 1, (), ((n, w), inner_state, copy, flow, rest))
 
     def sends(params: Params, step: int) -> int:
         wide, weight = jax.eval_shape(lambda p: (_wide(p), unit_weight(p)), params)
@@ -227,11 +229,14 @@ def _compressed(
 
     def joined(old: PyTree, fresh: PyTree) -> PyTree:
         memory, copy = averaged(old[1:3], fresh[1:3])
+
         # sum_j A_ij h_j - h_i of one h for all, by the links to come; its sum over workers is 0.
-        flow = jax.tree.map(
-            lambda h: (surplus.reshape(-1, *[1] * (h.ndim - 1)) * h).astype(h.dtype), copy
-        )
-        return fresh[0], memory, copy, flow
+        def flow(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            whole = surplus.reshape(-1, *[1] * (h.ndim - 1)) * h.astype(np.float64)
+            high = whole.astype(h.dtype)
+            return high, (whole - high).astype(h.dtype)
+
+        return fresh[0], memory, copy, compensated.split(flow, copy), fresh[4]
 
     return Algorithm(
         init=init,
