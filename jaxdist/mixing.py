@@ -92,7 +92,8 @@ def change(tree: PyTree, topology: Topology, step: jax.Array) -> Sum:
     For methods that add up what their exchanges did. Every number that somebody gets somebody else
     gives away, the same to the last bit, and they are added up with what rounding drops: the changes of
     all workers sum to zero in floating point too, but for 2^-48 of them. `compensated.value` makes one
-    number of each, where nothing is added up.
+    number of each, where nothing is added up. What is not received is not given away; but on a directed
+    graph whose rows sum to one a receiver makes up for what is lost, and then nothing cancels.
 
     Args:
       tree: this worker's arrays, floating point.
@@ -106,12 +107,15 @@ def change(tree: PyTree, topology: Topology, step: jax.Array) -> Sum:
       As `mix`: in the leaf's own dtype.
     """
 
-    def changed(arrays: list[jax.Array], factors: list[Factor], given: list[Factor]) -> jax.Array:
-        return jnp.stack(_flow(arrays, factors[1:], given, alike=topology.symmetric))
+    now = faults.current()
+    whole = now.alive is None and now.dropped is None
+    # Where messages are lost and there is no weight to divide by, a mean has to stay a mean.
+    alike = topology.symmetric or not (whole or topology.stochastic == "column")
 
-    both = _exchange(
-        tree, topology, step, changed, lambda one: np.zeros(one.size), None, faults.current()
-    )
+    def changed(arrays: list[jax.Array], factors: list[Factor], given: list[Factor]) -> jax.Array:
+        return jnp.stack(_flow(arrays, factors[1:], given, alike=alike))
+
+    both = _exchange(tree, topology, step, changed, lambda one: np.zeros(one.size), None, now)
     return Sum(*(jax.tree.map(lambda x, i=i: x[i], both) for i in range(2)))
 
 

@@ -150,13 +150,15 @@ def test_what_compression_has_left_out_keeps_its_mean(x64, name):
     remembered, kept = state.local, new.local
     if name == "push_sum":
         # Numerators and weights have no mean to keep but the readout; flows are of the new links.
-        (_, weights), _, remembered, flow = state.local
-        assert min(np.ptp(weights), *(np.abs(s).max() for s in jax.tree.leaves(flow))) > 0.05
-        _, _, kept, flow = new.local
-        for h, s in zip(jax.tree.leaves(kept), jax.tree.leaves(flow), strict=True):
+        (_, weights), _, remembered, flow, _ = state.local
+        assert min(np.ptp(weights), *(np.abs(s).max() for s in jax.tree.leaves(flow.high))) > 0.05
+        _, _, kept, flow, _ = new.local
+        for h, s in zip(jax.tree.leaves(kept), jax.tree.leaves(flow.high), strict=True):
             moved = np.tensordot(one_way(6, move=0.5).matrix(0), h, 1) - h
             np.testing.assert_allclose(s, moved, rtol=0, atol=1e-12)
             np.testing.assert_allclose(np.asarray(s).sum(0), 0, atol=1e-12)
+    if name == "choco":  # what rounding has dropped is too small to be seen here
+        remembered, kept = ((*one[:3], one[3].high) for one in (remembered, kept))
     pairs = zip(jax.tree.leaves(remembered), jax.tree.leaves(kept), strict=True)
     for a, b in ((np.asarray(a), np.asarray(b)) for a, b in pairs):
         assert np.ptp(a) > 1e-3
