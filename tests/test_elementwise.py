@@ -38,13 +38,13 @@ def words(text):
 
 FACTORIES = words("""
     adabelief adadelta adafactor adagrad adam adamax adamaxw adamw adan amsgrad fromage lamb lars lbfgs lion
-    nadam nadamw novograd optimistic_adam optimistic_adam_v2 optimistic_gradient_descent polyak_sgd radam
+    nadam nadamw novograd optimistic_adam_v2 optimistic_gradient_descent polyak_sgd radam
     rmsprop rprop sgd sign_sgd signum yogi""")
 CONTRIB = words("""
     acprop ademamix adopt cocob dadapt_adamw dog dowg galore madgrad momo momo_adam muon prodigy
     schedule_free_adamw schedule_free_sgd simplified_ademamix""")
 PARTS = words("""
-    scale_by_adadelta scale_by_adan scale_by_distance_over_gradients scale_by_factored_rms scale_by_lbfgs
+    scale_by_adadelta scale_by_adan scale_by_factored_rms scale_by_lbfgs
     scale_by_novograd scale_by_param_block_norm scale_by_param_block_rms scale_by_rms scale_by_rss
     scale_by_sign scale_by_stddev scale_by_trust_ratio""")
 
