@@ -21,7 +21,7 @@ def faulty(algorithm: Algorithm, happens: faults.Faults) -> Algorithm:
 
     A worker that is away takes no step: it computes nothing, hears nothing, its local room stays as it
     was, and it counts for nothing. Means, votes, draws of clients and numbers of workers are of those
-    who are there; the clock of a server stands still for the others, and nobody waits for them. So with
+    who are there; a clock stands still for who is away, and nobody waits for it. So with
     some away for ever the method is what it would be with the others alone. At a step at which
     nobody is there nothing moves. Faults may be put around a method that is faulty: all of them strike.
 
