@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import compensated, mixing, reduction, waiting
+from jaxdist import compensated, mixing, reduction, waiting, worker
 from jaxdist.algorithms.base import (
     Algorithm,
     Params,
@@ -65,7 +65,8 @@ def gossip(
 
     Returns:
       An `Algorithm`. shared: nothing. local: parameters (for `combine_then_adapt` the combined y,
-      at which the next gradient is taken) and the state of `inner`.
+      at which the next gradient is taken), the state of `inner` and, with a compressor, what
+      rounding drops: one more array of size(params), float32 at least.
 
     Raises:
       Refused: an unknown order, a rule that is not optax's, or a topology whose rows or columns do
@@ -102,41 +103,39 @@ def gossip(
     if compressor is not None:
         check_compressor("jd.gossip", compressor)
 
-    def mix(params: Params, t: jax.Array, key: jax.Array, branch: int | None = None) -> Params:
-        if compressor is None:
-            return mixing.mix(params, topology, t, branch=branch)
-        change, _ = mixing.change_compressed(params, topology, t, compressor=compressor, key=key)
-
-        def moved(x: jax.Array, d: jax.Array) -> jax.Array:
-            return (x.astype(d.dtype) + d).astype(x.dtype)
-
-        return jax.tree.map(moved, params, compensated.value(change))
+    ahead = 1 if order == "combine_then_adapt" else 0
+    early = order == "combine_while_adapt"
 
     def init(params: Params) -> State:
-        return State(jnp.int32(0), (), (params, local_init(inner, params)))
+        rest = () if compressor is None else (worker.vary(compensated.nothing(params).low),)
+        return State(jnp.int32(0), (), (params, local_init(inner, params), *rest))
 
     def update(grads, state: State, *, key, value, objective, branch=None) -> State:
-        params, inner_state = state.local
-        t = state.step
+        params, inner_state, *rest = state.local
         moved, inner_state = apply(
             inner, grads, inner_state, params, value=value, objective=objective
         )
-        if order == "adapt_then_combine":
-            params = mix(moved, t, key)
-        elif order == "combine_then_adapt":
-            # The next point y is kept instead of x: nobody may communicate between steps.
-            params = mix(moved, t + 1, key)
+        # combine_then_adapt keeps the next point y instead of x: nobody may communicate between steps.
+        t = state.step + ahead
+        if compressor is not None:
+            # Payloads never come to rest: what rounding drops at every step would move the mean.
+            spoken = params if early else moved
+            change, _ = mixing.change_compressed(
+                spoken, topology, t, compressor=compressor, key=key
+            )
+            new, low = compensated.moved(moved, rest[0], change)
+            return State(state.step + 1, (), (new, inner_state, low))
+        if early:
+            mixed = mixing.mix(params, topology, t, branch=branch)
+            new = jax.tree.map(lambda m, new, old: m + (new - old), mixed, moved, params)
         else:
-            mixed = mix(params, t, key, branch)
-            params = jax.tree.map(lambda m, new, old: m + (new - old), mixed, moved, params)
-        return State(t + 1, (), (params, inner_state))
+            new = mixing.mix(moved, topology, t)
+        return State(state.step + 1, (), (new, inner_state))
 
     def sends(params: Params, step: int) -> int:
         payload = size_bytes(params) if compressor is None else compressor.bytes(params)
         return exchanges(topology, step + ahead) * payload
 
-    ahead = 1 if order == "combine_then_adapt" else 0
-    early = order == "combine_while_adapt"
     return Algorithm(
         init=init,
         gradient_at=lambda state: state.local[0],
