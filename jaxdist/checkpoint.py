@@ -134,7 +134,7 @@ def write(
       step: as of `save`.
       ready: what `ready` returned.
       keep: as of `save`.
-      check: called before anything is changed; raises an OSError if that is not to be.
+      check: called before anything is changed, and before it counts; raises an OSError if that is not to be.
       moved: called in every process whenever a part of a file behind a URL was copied.
 
     Raises:
@@ -165,6 +165,7 @@ def write(
                 if not saved or not (here / str(step)).is_dir():
                     raise NoRoom("Orbax did not write it")
             if first:
+                check()
                 manifest.write(here / str(step))
                 if copied:
                     last = manifest.MANIFEST

@@ -148,6 +148,11 @@ class Config(NamedTuple):
     modules: dict[str, str]
 
 
+def made_of(config: Config) -> dict[str, Any]:
+    """What `run_folder.check` compares, and `run_folder.claim` writes down."""
+    return {"keywords": config.keywords, "source": config.source, "modules": config.modules}
+
+
 def read(
     path: str, arguments: Sequence[str] = (), *, keywords: Mapping[str, Any] | None = None
 ) -> Config:

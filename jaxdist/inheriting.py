@@ -10,7 +10,7 @@ from jaxdist import checkpoint, metric_lines, provenance, run_folder, store
 from jaxdist.algorithms.base import State
 from jaxdist.errors import Refused
 from jaxdist.executor import Trainer, execute
-from jaxdist.experiment import Config, read_again
+from jaxdist.experiment import Config, made_of, read_again
 from jaxdist.resize import resize
 
 # What may differ between two runs of one method, so that the newer one goes on at the older one's step.
@@ -58,8 +58,7 @@ def prepare(
             "goes on from its own checkpoints once it has some"
         )
     with run_folder.locked(folder, say=say) as check:
-        made_of = {"keywords": config.keywords, "source": config.source, "modules": config.modules}
-        run_folder.check(folder, **made_of)
+        run_folder.check(folder, **made_of(config))
         state, said = _inherited(config, init_from, init_config, say)
         step, steps = int(state.step), config.experiment.steps
         if step >= steps:
@@ -70,7 +69,7 @@ def prepare(
         run_folder.claim(
             folder,
             config=str(config.path),
-            **made_of,
+            **made_of(config),
             state=state,
             init_from=init_from,
         )

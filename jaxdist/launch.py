@@ -7,7 +7,6 @@ outlives it, however it ends: the kernel kills them.
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import signal
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdist import fail_fast, fault_plan, frozen, hangup, manifest, peers, watchdog
+from jaxdist import fail_fast, fault_plan, file_lock, frozen, hangup, manifest, peers, watchdog
 from jaxdist.errors import Refused
 
 EVENTS = "supervisor.jsonl"
@@ -319,22 +318,7 @@ def newest(folder: Path) -> int:
 def _alone(folder: Path) -> Iterator[Callable[..., None]]:
     """Holds the folder for this supervisor; yields what writes its events there."""
     status = folder / peers.STATUS
-    try:
-        status.mkdir(parents=True, exist_ok=True)
-        handle = os.open(status / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise Refused(f"--workdir {folder}: {error.strerror}; choose another") from None
-    with os.fdopen(handle, "r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(
-                f"--workdir {folder} has a supervisor: {lock.read(200).strip()}: wait for it, or choose "
-                "another"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
+    with file_lock.held(status / LOCK, of=folder, used="has a supervisor:"):
         peers.forget(folder)
 
         def event(name: str, **more: Any) -> None:

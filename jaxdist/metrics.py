@@ -39,7 +39,14 @@ class Recorder(NamedTuple):
 
 
 @contextlib.contextmanager
-def recording(folder: Path, *, begin: int, steps: int, sums: Sums = NOTHING) -> Iterator[Recorder]:
+def recording(
+    folder: Path,
+    *,
+    begin: int,
+    steps: int,
+    sums: Sums = NOTHING,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Recorder]:
     """Appends to `metrics.jsonl`, shows progress on the error stream, writes TensorBoard events.
 
     The events need the package tensorboardX and a folder on a disk; without there are none. Of several
@@ -50,13 +57,14 @@ def recording(folder: Path, *, begin: int, steps: int, sums: Sums = NOTHING) -> 
       begin: the step that the run goes on from.
       steps: how many it has.
       sums: what its checkpoint remembers.
+      check: called before anything is written; raises an OSError if that is not to be.
     """
     began, sent = time.monotonic() - sums.seconds, sums.bytes_sent
 
     def now() -> Sums:
         return Sums(sums.began, sent, round(time.monotonic() - began, 3))
 
-    with _shown(folder, begin=begin, steps=steps) as (show, reach, sync):
+    with _shown(folder, begin, steps, check) as (show, reach, sync):
 
         def write(step: int, line: dict[str, float], bytes_sent: int) -> None:
             nonlocal sent
@@ -67,7 +75,9 @@ def recording(folder: Path, *, begin: int, steps: int, sums: Sums = NOTHING) -> 
 
 
 @contextlib.contextmanager
-def _shown(folder: Path, *, begin: int, steps: int) -> Iterator[tuple[Any, Any, Any]]:
+def _shown(
+    folder: Path, begin: int, steps: int, check: Callable[[], None]
+) -> Iterator[tuple[Any, Any, Any]]:
     """What shows a line, what a step that has begun, and what returns when all lines are stored."""
     if jax.process_index() != 0:
         yield lambda step, line, seconds: None, lambda step: None, lambda: None
@@ -75,7 +85,7 @@ def _shown(folder: Path, *, begin: int, steps: int) -> Iterator[tuple[Any, Any, 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(file=hangup.survived(sys.stderr))
     with (
-        _lines(folder) as (append, sync),
+        _lines(folder, check) as (append, sync),
         Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar,
         events.written(folder) as event,
     ):
@@ -90,7 +100,9 @@ def _shown(folder: Path, *, begin: int, steps: int) -> Iterator[tuple[Any, Any, 
 
 
 @contextlib.contextmanager
-def _lines(folder: Path) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
+def _lines(
+    folder: Path, check: Callable[[], None]
+) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
     """What appends a line to the metrics, and what returns when they are stored."""
     file = folder / METRICS
     if store.afar(folder):
@@ -98,18 +110,25 @@ def _lines(folder: Path) -> Iterator[tuple[Callable[[str], None], Callable[[], N
         kept = []
         with contextlib.suppress(FileNotFoundError):
             kept.append(store.read(file).decode("utf-8"))
-        yield kept.append, lambda: run_folder.replace(file, "".join(kept))
+
+        def store_all() -> None:
+            check()
+            run_folder.replace(file, "".join(kept))
+
+        yield kept.append, store_all
         return
     # Unbuffered: an error comes with its own line, and not again when the file is closed.
     with file.open("ab", buffering=0) as lines:
 
         def append(line: str) -> None:
             data = line.encode()
+            check()
             with store.told(folder, f"{file.name} ({len(data)} bytes)"):
                 while data:
                     data = data[lines.write(data) :]
 
         def sync() -> None:
+            check()
             with store.told(folder, file.name):
                 os.fsync(lines.fileno())
             if not file.exists():

@@ -17,11 +17,9 @@ the lock also says what process 0 is doing.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
-import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -30,7 +28,7 @@ from typing import Any
 
 import jax
 
-from jaxdist import cluster, fail_fast, lease, manifest, peers, provenance, store
+from jaxdist import cluster, fail_fast, file_lock, lease, manifest, peers, provenance, store
 from jaxdist.errors import Refused
 from jaxdist.manifest import JSON_BYTES
 
@@ -50,8 +48,9 @@ def locked(
 ) -> Iterator[Callable[[], None]]:
     """Holds the folder for this process; the kernel lets go of it however the process ends.
 
-    Of several processes of one job the first one holds it for all. Behind a URL it is held as
-    `jaxdist/lease.py` says, which is weaker.
+    Of several processes of one job the first one holds it for all. On a disk it is held as
+    `jaxdist/file_lock.py` says, behind a URL as `jaxdist/lease.py` says, which is weaker. A folder that is
+    refused keeps no lock of ours.
 
     Args:
       folder: made if need be.
@@ -59,7 +58,7 @@ def locked(
       now: `now()` -> the phase and the step, which the lock behind a URL tells to `jaxdist status`.
 
     Yields:
-      `check()`: raises an OSError if the folder is no longer held, which can only be behind a URL.
+      `check()`: raises an OSError if the folder is no longer held; call it before each commit.
 
     Raises:
       Refused: another process holds it, or it is no folder that can be written to, or not all
@@ -69,7 +68,7 @@ def locked(
         refused, check = None, _nothing
         if cluster.place()[0] == 0:
             try:
-                lock = lease.held(folder, say=say, now=now) if store.afar(folder) else _lock(folder)
+                lock = _lock(folder, say, now)
                 check = held.enter_context(lock)
             except Refused as error:
                 refused = error
@@ -78,8 +77,16 @@ def locked(
         yield check
 
 
+def _lock(
+    folder: Path, say: Any, now: Any
+) -> contextlib.AbstractContextManager[Callable[[], None]]:
+    if store.afar(folder):
+        return lease.held(folder, say=say, now=now)
+    return file_lock.held(folder / LOCK, of=folder, keeps=(folder / RECORD).exists)
+
+
 def _nothing() -> None:
-    """The kernel does not take back a lock."""
+    """Of the first process the others hear when it ends."""
 
 
 def _agree(name: str, refused: Refused | None) -> None:
@@ -101,28 +108,6 @@ def _check_shared(folder: Path) -> None:
             f"--workdir {folder} of process 0 is not seen by process {blind}: expected one folder for "
             "all hosts; write one that all of them mount"
         )
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[Callable[[], None]]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise Refused(f"--workdir {folder}: {error.strerror}; choose another") from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(handle, 200).decode(errors="replace").strip()
-            raise Refused(
-                f"--workdir {folder} is being written to by {owner}: wait for it, or choose another"
-            ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield _nothing
-    finally:
-        os.close(handle)
 
 
 def check(

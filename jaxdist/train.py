@@ -9,7 +9,7 @@ import jax
 from jaxdist import feed, layout, meeting, metrics, report, resuming, run_folder, stopping, store
 from jaxdist.algorithms.base import bytes_sent
 from jaxdist.data import check_batch
-from jaxdist.experiment import Config, report_every, trainer_of
+from jaxdist.experiment import Config, made_of, report_every, trainer_of
 from jaxdist.metric_lines import read_metrics, truncate_metrics
 from jaxdist.resuming import Resume, Say
 from jaxdist.saving import saving
@@ -67,8 +67,7 @@ def _train(
     watch.enter("init", 0)
     experiment, task = config.experiment, config.experiment.task
     every = report_every(experiment)
-    made_of = {"keywords": config.keywords, "source": config.source, "modules": config.modules}
-    run_folder.check(folder, **made_of, say=say)
+    run_folder.check(folder, **made_of(config), say=say)
     check_batch(task.stream.batch(0), classes=task.classes)
 
     # Shardings. The executor lays workers on the devices of all processes.
@@ -83,7 +82,7 @@ def _train(
     state, begin, sums = resuming.newest(folder, state, resume=resume, say=say)
     meeting.check_same_step(begin)
     more = state if begin < experiment.steps else ()
-    run_folder.claim(folder, config=str(config.path), **made_of, state=more)
+    run_folder.claim(folder, config=str(config.path), **made_of(config), state=more)
     if not store.afar(folder):
         watch.follow(folder)
     if jax.process_index() == 0:
@@ -94,8 +93,9 @@ def _train(
 
     # Loop. The host waits for its own devices, a step late, and for those of others once in a while.
     done, pending, evaluated = begin, {}, {}
+    recording = partial(metrics.recording, begin=begin, steps=experiment.steps, sums=sums)
     with (
-        metrics.recording(folder, begin=begin, steps=experiment.steps, sums=sums) as recorder,
+        recording(folder, check=check) as recorder,
         feed.batches(task.stream, trainer, begin, resident=experiment.resident) as batches,
         saving(saves, keep=run_folder.KEPT, check=check, moved=watch.moved) as saver,
     ):

@@ -81,4 +81,5 @@ FLOORS = {
     "commands": 11,
     "cli": 12,
     "__main__": 13,
+    "file_lock": 0,
 }
