@@ -402,7 +402,8 @@ def _factor(row: np.ndarray) -> Factor:
     """This worker's entry of a row of weights; a plain number where all workers have the same."""
     if (row == row[0]).all():
         return float(row[0])
-    return jnp.asarray(row)[worker.index()]
+    # Cast before JAX sees it: of an array that it has met with 64-bit types it may still have those.
+    return jnp.asarray(row.astype(jnp.result_type(float)))[worker.index()]
 
 
 def _flow(

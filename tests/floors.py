@@ -8,6 +8,7 @@ FLOORS = {
     "presence": 0,
     "fault_plan": 0,
     "fail_fast": 0,
+    "file_lock": 0,
     "hangup": 0,
     "connections": 0,
     "peers": 0,
@@ -81,5 +82,4 @@ FLOORS = {
     "commands": 11,
     "cli": 12,
     "__main__": 13,
-    "file_lock": 0,
 }
