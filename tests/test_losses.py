@@ -96,7 +96,13 @@ def close(tree, expected, **tolerance):
 
 
 # Two lanes on each of two devices by default: both mechanisms at once.
-SLOW = [*((d, n) for d in (1, 4) for n in LOSSES), (2, "gru"), (2, "poisson"), (2, "betainc")]
+SLOW = [
+    *((d, n) for d in (1, 4) for n in LOSSES),
+    (2, "gru"),
+    (2, "poisson"),
+    (2, "betainc"),
+    (2, "cg"),
+]
 LAYOUTS = [
     pytest.param(d, n, marks=[pytest.mark.slow] if (d, n) in SLOW else [])
     for d in (1, 2, 4)
@@ -119,7 +125,7 @@ def test_a_loss_that_runs_under_jit_has_the_same_gradient_in_a_worker(
     close(trainer.readout(state), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_line_search_differentiates_such_a_loss(standard_promotion, devices):
     def loss(p, x):
         return lax.scan(lambda c, row: (c + jnp.square(row @ p - 1.0), None), jnp.zeros(()), x)[0]

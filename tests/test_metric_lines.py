@@ -86,6 +86,7 @@ def test_a_checkpoint_that_was_given_another_number_is_not_gone_on_from(stopped,
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_damaged_lines_stop_no_run_and_no_comparison(stopped, tmp_path, capsys):
     command, folder = stopped
     file = folder / "metrics.jsonl"

@@ -26,7 +26,7 @@ def dropout(params, batch, key):
     return jnp.mean(jnp.square(jnp.where(kept, batch - params[None], 0.0))), {}
 
 
-@pytest.fixture(params=["rbg", "unsafe_rbg"])
+@pytest.fixture(params=["rbg", pytest.param("unsafe_rbg", marks=pytest.mark.slow)])
 def generator(request):
     with jax.default_prng_impl(request.param):
         yield request.param
@@ -52,7 +52,11 @@ METHODS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", METHODS)
+BY_DEFAULT = ("gossip", "rounding")
+NAMES = [pytest.param(n, marks=[] if n in BY_DEFAULT else [pytest.mark.slow]) for n in METHODS]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_any_default_generator_gives_one_trajectory_on_any_layout(
     standard_promotion, generator, name
 ):
