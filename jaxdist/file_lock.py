@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jaxdist.errors import Refused
+from jaxdist.errors import NoRoom, Refused
 
 # A process number and a host's name may come again, in containers above all.
 TOKEN = secrets.token_hex(8)
@@ -40,7 +40,7 @@ def held(
         refused. If not, whatever was made for it is removed again.
 
     Yields:
-      `check()`: raises an OSError if the lock is not this process's any more.
+      `check()`: raises a NoRoom if the lock is not this process's any more.
 
     Raises:
       Refused: another process holds it, there can be no such file, or no locks where it is.
@@ -54,10 +54,10 @@ def held(
         if handle is None or found != own or not _is(file, handle):
             end = "this run stops, and commits nothing"
             if not found:
-                raise OSError(
+                raise NoRoom(
                     f"the lock of {of} is gone: it was removed, or another process took it over; {end}"
                 )
-            raise OSError(f"{of} was taken over by {found.splitlines()[0]}: {end}")
+            raise NoRoom(f"{of} was taken over by {found.splitlines()[0]}: {end}")
 
     try:
         try:
