@@ -96,7 +96,7 @@ def _opened(file: Path) -> tuple[int, bool]:
         handle = os.open(file, flags | os.O_CREAT, 0o600)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, f"{file} is no file")
+        raise FileExistsError(errno.EEXIST, f"{file} is no file")
     return handle, False
 
 
