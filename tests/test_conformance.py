@@ -31,6 +31,7 @@ def by_default(these, those=()):
 ONE_EACH = by_default(FIRST)
 ONE_EACH_FIRST = by_default(FIRST, cases.ALL)
 ONE_A_FAMILY_FIRST = by_default(FAMILIES, FIRST)
+ONE_A_FAMILY_THEN_ALL = by_default(FAMILIES, cases.ALL)
 
 
 def mesh_of(devices):
@@ -94,7 +95,7 @@ def test_every_method_has_a_case_and_a_twin_and_a_public_name():
         assert getattr(jd, name) is entry.make
 
 
-@EVERY
+@ONE_EACH_FIRST
 def test_equals_its_dense_matrix_recursion(x64, name, label):
     check_twin(name, label, shared_trainer(name, label, workers=6, devices=3), steps=13)
 
@@ -143,7 +144,7 @@ def alone(monkeypatch):
         monkeypatch.setattr(worker, name, own)
 
 
-@ONE_EACH_FIRST
+@ONE_A_FAMILY_THEN_ALL
 def test_laws_fail_where_workers_do_not_communicate(x64, monkeypatch, name, label):
     alone(monkeypatch)
     # Wrong numbers, or (a per-worker value in the shared room) refused while tracing.
@@ -163,7 +164,7 @@ def check_lanes_are_devices(name, label, *, layouts, steps):
     assert np.ptp(first[0][0], axis=0).max() == 0  # all start alike
 
 
-@ONE_EACH
+@ONE_A_FAMILY_FIRST
 def test_lanes_are_devices_in_float64(x64, name, label):
     check_lanes_are_devices(name, label, layouts=(1, 8), steps=10)
 

@@ -170,7 +170,8 @@ def test_batch_statistics():
     def with_stats(batch, stats):
         return batch | {"stats": jax.tree.map(lambda x: jnp.broadcast_to(x, (8, *x.shape)), stats)}
 
-    trainer = jd.execute(jd.all_reduce(optax.sgd(0.1, momentum=0.9)), loss_fn, workers=8)
+    algorithm = jd.all_reduce(optax.sgd(0.1, momentum=0.9))
+    trainer = jd.execute(algorithm, loss_fn, workers=8, batch_axes={"stats": None})
     state = trainer.init(params)
     losses = []
     for batch in islice(stream, 15):
