@@ -271,12 +271,12 @@ def execute(
     def places(state: State, annotated: layout.Annotations) -> State:
         """A sharding for each leaf of a state, or of its shapes."""
         of_room = partial(layout.shardings, mesh=mesh, annotated=annotated, rule=rule)
-        rooms = of_room(state.shared, local=False), of_room(state.local, local=True)
-        return State._make((NamedSharding(mesh, PartitionSpec()), *rooms))
+        both = of_room(state.shared, local=False), of_room(state.local, local=True)
+        return State._make((NamedSharding(mesh, PartitionSpec()), *both))
 
     def lies(state: State) -> tuple[NamedSharding, ...]:
         """Where a state lies; leaves that lie nowhere in this mesh go where the rule puts them."""
-        return layout.lies(state, places(state, ()), mesh)
+        return layout.lies(state, lambda: places(state, ()), mesh)
 
     def told(said: Said, report: dict[str, Any], *, leading: int = 0) -> dict[str, Any]:
         flags = {"finite": said.finite} if finite else {}
@@ -340,6 +340,7 @@ def execute(
         aux = verify.check_loss(loss_fn, point, rows)
         if accumulate > 1 or compute_dtype is not None:
             axes_of_batch.check_returned(batch_axes, rows, aux)
+        if accumulate > 1:
             part = axes_of_batch.part(rows, parts=accumulate, held=examples(rows))
             verify.check_loss(loss_fn, point, part)
 

@@ -215,22 +215,27 @@ def shardings(
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def lies(state: PyTree, otherwise: PyTree, mesh: Mesh) -> tuple[NamedSharding, ...]:
+def lies(state: PyTree, otherwise: Callable[[], PyTree], mesh: Mesh) -> tuple[NamedSharding, ...]:
     """The shardings of the leaves of a state, in one form for all that mean the same.
 
     Args:
       state: arrays; of tracers and of arrays elsewhere `otherwise` is taken.
-      otherwise: a sharding for each leaf.
+      otherwise: `otherwise()` -> a sharding for each leaf; asked only if it is needed, for this is done at
+        every step.
       mesh: the mesh.
     """
 
-    def of(x: Any, other: NamedSharding) -> NamedSharding:
-        where = other if isinstance(x, Tracer) else getattr(x, "sharding", other)
-        if not isinstance(where, NamedSharding) or where.mesh != mesh:
-            where = other
+    def own(x: Any) -> NamedSharding | None:
+        where = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+        return where if isinstance(where, NamedSharding) and where.mesh == mesh else None
+
+    def trimmed(where: NamedSharding) -> NamedSharding:
         spec = [*where.spec]
         while spec and spec[-1] is None:
             spec.pop()
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    return tuple(map(of, jax.tree.leaves(state), jax.tree.leaves(otherwise)))
+    found = [own(x) for x in jax.tree.leaves(state)]
+    if None in found:
+        found = [a or b for a, b in zip(found, jax.tree.leaves(otherwise()), strict=True)]
+    return tuple(trimmed(where) for where in found if where)
